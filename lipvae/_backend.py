@@ -1,0 +1,178 @@
+"""Which backend an op runs on: reference, C++ or Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+NAMES = ("reference", "cpp", "triton")
+OPS = ("l1_ball", "group_sort", "lipschitz_linear", "importance")
+
+_CPP_DTYPES = (torch.float32, torch.float64)
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_requested: ContextVar[str | None] = ContextVar("lipvae_backend", default=None)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs every op inside the block on one backend.
+
+    Args:
+        name: "reference" (plain torch, any device), "cpp" (CPU tensors) or "triton" (CUDA and
+            ROCm tensors; CPU tensors under ``TRITON_INTERPRET=1``).
+
+    Raises:
+        ValueError: for another name.
+        RuntimeError: from an op inside the block that this backend cannot run here.
+
+    The choice holds for the current thread. The environment variable ``LIPVAE_BACKEND`` makes the
+    same choice for the whole process.
+
+    Example:
+        >>> import lipvae, torch
+        >>> with lipvae.backend("reference"):
+        ...     lipvae.functional.group_sort(torch.tensor([2.0, 1.0]))
+        tensor([1., 2.])
+    """
+    token = _requested.set(_checked(name, "backend"))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def requested() -> str | None:
+    """The backend asked for by :func:`backend` or ``LIPVAE_BACKEND``, or None for automatic."""
+    name = _requested.get()
+    if name is None:
+        env = os.environ.get("LIPVAE_BACKEND", "")
+        name = None if env in ("", "auto") else _checked(env, "LIPVAE_BACKEND")
+    return name
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can be loaded here, and why not."""
+
+    module: ModuleType | None
+    reason: str
+
+
+@functools.cache
+def cpp_availability() -> Availability:
+    """The C++ extension, or why it is missing."""
+    try:
+        return Availability(importlib.import_module("lipvae._C"), "")
+    except ImportError as error:
+        return Availability(None, str(error))
+
+
+@functools.cache
+def triton_availability() -> Availability:
+    """The Triton kernels, or why they are missing."""
+    try:
+        importlib.import_module("triton")
+        return Availability(importlib.import_module("lipvae.kernels"), "")
+    except ImportError as error:
+        return Availability(None, str(error))
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets its kernels on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@functools.cache
+def _warn_without_extension(reason: str) -> None:
+    warnings.warn(
+        "lipvae._C, the C++ extension, cannot be imported, so CPU tensors take the slower "
+        f"reference ({reason}). From a checkout run `pip install -e .`; after `pip install .` "
+        "start Python outside the checkout. `lipvae doctor` shows what each op will use.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot take tensors of this device and dtype, or None if it can."""
+    if name == "reference":
+        return None
+    if name == "cpp":
+        if device.type != "cpu":
+            return f"the C++ backend takes CPU tensors, got {device}"
+        if dtype not in _CPP_DTYPES:
+            return f"the C++ backend takes float32 and float64, got {dtype}"
+        found = cpp_availability()
+        return None if found.module else f"lipvae._C cannot be imported ({found.reason})"
+    if device.type != "cuda" and not (interpreting() and device.type == "cpu"):
+        return f"the Triton backend takes CUDA and ROCm tensors, got {device}"
+    if dtype not in _TRITON_DTYPES:
+        return f"the Triton backend takes float32, float16 and bfloat16, got {dtype}"
+    found = triton_availability()
+    return None if found.module else f"Triton cannot be imported ({found.reason})"
+
+
+def choose(op: str, tensor: Tensor, *, kernel: bool = True) -> str:
+    """The backend on which `op` will run for `tensor`.
+
+    Args:
+        op: the op's name, for messages.
+        tensor: the tensor whose device and dtype decide.
+        kernel: False where no kernel covers the arguments (a group size without a network).
+
+    Raises:
+        RuntimeError: if the requested backend cannot run the op on this tensor.
+    """
+    name = requested()
+    if name is not None:
+        if name == "reference":
+            return name
+        why = obstacle(name, tensor.device, tensor.dtype)
+        if why is None and not kernel:
+            why = "it has no kernel for these arguments"
+        if why is not None:
+            raise RuntimeError(f"{op}: backend {name!r} was requested, but {why}")
+        return name
+    if not kernel:
+        return "reference"
+    name = "triton" if tensor.device.type == "cuda" else "cpp"
+    why = obstacle(name, tensor.device, tensor.dtype)
+    if why is None:
+        return name
+    if tensor.device.type == "cpu" and tensor.dtype in _CPP_DTYPES:
+        _warn_without_extension(cpp_availability().reason)
+    return "reference"
+
+
+def kernel_module(op: str) -> ModuleType:
+    """The Triton module of an op, ``lipvae.kernels.<op>``."""
+    return importlib.import_module(f"lipvae.kernels.{op}")
+
+
+def cpp_module() -> ModuleType:
+    """The C++ extension.
+
+    Raises:
+        RuntimeError: if it cannot be imported.
+    """
+    found = cpp_availability()
+    if found.module is None:
+        raise RuntimeError(f"lipvae._C cannot be imported ({found.reason})")
+    return found.module

@@ -1,0 +1,23 @@
+"""What the ops share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CPP_DTYPE_CODES = {torch.float32: 0, torch.float64: 1}
+
+
+def dtype_code(tensor: Tensor) -> int:
+    """The C++ extension's code of a dtype."""
+    return _CPP_DTYPE_CODES[tensor.dtype]
+
+
+def compiling() -> bool:
+    """Whether torch.compile or torch.export traces this call."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for a gradient with respect to any of the tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

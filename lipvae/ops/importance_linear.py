@@ -1,0 +1,70 @@
+"""The decoder's last layer fused with the log-likelihood: the logits never reach memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from lipvae._backend import choose, kernel_module
+from lipvae.ops import importance as importance_op
+from lipvae.ops._common import compiling, needs_grad
+
+# Samples of one CPU tile. Its logits (0.4 MB at 784 pixels) stay in the second-level cache, and a
+# result depends on its image and on K alone, because no tile holds rows of two images.
+TILE_SAMPLES = 128
+
+_TRITON_FAMILIES = ("bernoulli", "categorical256")
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str
+) -> Tensor:
+    """[K, B, H], [P * D, H], [P * D], [B, D] -> [K, B]."""
+    if family in _TRITON_FAMILIES and choose("importance", hidden) == "triton":
+        return kernel_module("importance_linear").importance_linear_forward(
+            hidden, weight, bias, target, family
+        )
+    k, b, _ = hidden.shape
+    out = hidden.new_empty(k, b, dtype=importance_op.result_dtype(hidden))
+    for i in range(b):
+        for start in range(0, k, TILE_SAMPLES):
+            tile = slice(start, start + TILE_SAMPLES)
+            parameters = linear(hidden[tile, i], weight, bias).unsqueeze(1)
+            out[tile, i : i + 1] = importance_op.forward(parameters, target[i : i + 1], family)
+    return out
+
+
+@torch.library.custom_op("lipvae::importance_linear", mutates_args=())
+def _op(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str) -> Tensor:
+    return forward(hidden, weight, bias, target, family)
+
+
+@_op.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str) -> Tensor:
+    return hidden.new_empty(hidden.shape[:2], dtype=importance_op.result_dtype(hidden))
+
+
+def importance_linear(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str
+) -> Tensor:
+    """log p(x | z_k) from the decoder's last hidden layer.
+
+    Equal to ``importance(linear(hidden, weight, bias), target, family)`` up to rounding. Where
+    autograd needs a gradient, that composition is what runs: the fusion is for scoring.
+
+    Args:
+        hidden: [K, B, H].
+        weight: [P * D, H].
+        bias: [P * D] or None.
+        target: [B, D] in [0, 1].
+        family: a key of `reference.FAMILIES`.
+
+    Returns:
+        [K, B].
+    """
+    if needs_grad(hidden, weight, bias, target):
+        return importance_op.importance(linear(hidden, weight, bias), target, family)
+    if compiling():
+        return torch.ops.lipvae.importance_linear(hidden, weight, bias, target, family)
+    return forward(hidden, weight, bias, target, family)

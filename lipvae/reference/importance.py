@@ -1,0 +1,112 @@
+"""Log-likelihoods of decoded samples and their statistics, equations (5) and (6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+
+def _bernoulli(parameters: Tensor, x: Tensor) -> Tensor:
+    """x l - softplus(l) of logits l; x in [0, 1], grey values allowed."""
+    (logit,) = parameters.unbind(-2)
+    return x * logit - softplus(logit)
+
+
+def _continuous_bernoulli(parameters: Tensor, x: Tensor) -> Tensor:
+    """Bernoulli plus log normaliser log(l / tanh(l / 2)) (Loaiza-Ganem & Cunningham 2019)."""
+    (logit,) = parameters.unbind(-2)
+    small = logit.abs() < 0.05
+    far = torch.where(small, torch.ones_like(logit), logit)
+    square = torch.where(small, logit, torch.zeros_like(logit)).square()
+    series = 1 + square * (1 / 12 - square * (1 / 720 - square / 30240))
+    normaliser = torch.where(small, math.log(2.0) + series.log(), (far / torch.tanh(far / 2)).log())
+    return x * logit - softplus(logit) + normaliser
+
+
+def _gaussian(parameters: Tensor, x: Tensor) -> Tensor:
+    """Normal log density with parameters (mean, log scale)."""
+    mean, log_scale = parameters.unbind(-2)
+    standard = (x - mean) * torch.exp(-log_scale)
+    return -0.5 * standard.square() - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+def _discretized_logistic(parameters: Tensor, x: Tensor) -> Tensor:
+    """Mass of a logistic with (mean, log scale) on the bin of x, one of 256 on [0, 1].
+
+    The outer bins reach to infinity (Salimans et al. 2017). The mass between two points comes
+    from sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - exp(b - a)), which does not cancel.
+    """
+    mean, log_scale = parameters.unbind(-2)
+    inverse = torch.exp(-log_scale)
+    upper = (x + 1 / 510 - mean) * inverse
+    lower = (x - 1 / 510 - mean) * inverse
+    inside = logsigmoid(upper) + logsigmoid(-lower) + torch.log(-torch.expm1(-inverse / 255))
+    low, high = x < 0.5 / 255, x > 254.5 / 255
+    return torch.where(low, logsigmoid(upper), torch.where(high, logsigmoid(-lower), inside))
+
+
+def _categorical256(parameters: Tensor, x: Tensor) -> Tensor:
+    """Log softmax of 256 logits at the grey level 255 x."""
+    level = (x * 255).round().long().expand(parameters.shape[:-2] + x.shape[-1:])
+    chosen = parameters.gather(-2, level.unsqueeze(-2)).squeeze(-2)
+    return chosen - torch.logsumexp(parameters, -2)
+
+
+# Parameters per dimension and log density of each family, in the order of the kernels' codes.
+FAMILIES: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+    "bernoulli": (1, _bernoulli),
+    "continuous_bernoulli": (1, _continuous_bernoulli),
+    "gaussian": (2, _gaussian),
+    "discretized_logistic": (2, _discretized_logistic),
+    "categorical256": (256, _categorical256),
+}
+
+
+def importance(parameters: Tensor, target: Tensor, family: str = "bernoulli") -> Tensor:
+    """log p(x | z_k), the reduction over dimensions of equation (5).
+
+    Args:
+        parameters: [K, B, P * D], the decoder's output; P is the family's count of parameters a
+            dimension, and the D values of one parameter are neighbours.
+        target: [B, D], the inputs in [0, 1].
+        family: a key of `FAMILIES`.
+
+    Returns:
+        [K, B] in the dtype of `parameters`.
+    """
+    count, log_density = FAMILIES[family]
+    return log_density(parameters.unflatten(-1, (count, target.shape[-1])), target).sum(-1)
+
+
+def importance_statistics(
+    log_likelihood: Tensor, log_prior: Tensor, log_posterior: Tensor
+) -> dict[str, Tensor]:
+    """Statistics of equation (6) and their companions, over the samples k.
+
+    Args:
+        log_likelihood: [K, B], log p(x | z_k).
+        log_prior: [K, B], log p(z_k).
+        log_posterior: [K, B], log q(z_k | x).
+
+    Returns:
+        float64 [B] each: `log_likelihood_mean`, `hole_indicator` (sample std of
+        log p(x | z_k)), `stds_of_lls` (sample std of log w_k), `is_log_likelihood`
+        (logsumexp log w_k - log K), `elbo` (mean of log w_k), `kl` (mean of log q - log p(z)),
+        `ess` ((sum w)^2 / sum w^2).
+    """
+    ll = log_likelihood.double()
+    log_weight = ll + log_prior.double() - log_posterior.double()
+    weight = torch.softmax(log_weight, 0)
+    return {
+        "log_likelihood_mean": ll.mean(0),
+        "hole_indicator": ll.std(0, correction=1),
+        "stds_of_lls": log_weight.std(0, correction=1),
+        "is_log_likelihood": torch.logsumexp(log_weight, 0) - math.log(len(ll)),
+        "elbo": log_weight.mean(0),
+        "kl": (ll - log_weight).mean(0),
+        "ess": 1 / weight.square().sum(0),
+    }
