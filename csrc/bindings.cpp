@@ -1,0 +1,184 @@
+// Python bindings. Tensors arrive as addresses (tensor.data_ptr()), so the extension is built without
+// torch and works with any version of it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "dispatch.hpp"
+#include "parallel.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using lipvae::DType;
+using lipvae::Family;
+using Address = std::uintptr_t;
+
+std::string given(const char* name, const std::string& rule, long long value) {
+  return std::string(name) + " must be " + rule + ", got " + std::to_string(value);
+}
+
+DType dtype_of(int code) {
+  if (code != 0 && code != 1) throw py::value_error(given("dtype", "0 (float32) or 1 (float64)", code));
+  return static_cast<DType>(code);
+}
+
+// Checks sizes and returns how many numbers they span; refuses a product that overflows.
+std::int64_t span(std::initializer_list<std::pair<const char*, std::int64_t>> sizes) {
+  std::int64_t total = 1;
+  for (const auto& [name, size] : sizes)
+    if (size < 0) throw py::value_error(given(name, "at least 0", size));
+  for (const auto& [name, size] : sizes)
+    if (__builtin_mul_overflow(total, size, &total) || total > (std::int64_t{1} << 59))
+      throw py::value_error(std::string("the buffer is too large: ") + name + " = " + std::to_string(size));
+  return total;
+}
+
+void check_threads(int threads) {
+  if (threads < 1) throw py::value_error(given("threads", "at least 1", threads));
+}
+
+void check_address(const char* name, Address address, std::int64_t span) {
+  if (address == 0 && span > 0) throw py::value_error(std::string(name) + " must be an address, got 0");
+}
+
+void check_group_size(int group_size, std::int64_t n) {
+  if (group_size != 2 && group_size != 4 && group_size != 8)
+    throw py::value_error(given("group_size", "2, 4 or 8", group_size));
+  if (n % group_size != 0)
+    throw py::value_error(given("n", "a multiple of group_size = " + std::to_string(group_size), n));
+}
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void run_l1_ball(Address weight, std::int64_t rows, std::int64_t cols, double radius, Address warm,
+                 Address out, bool wants_out, Address threshold, int dtype, int threads) {
+  const std::int64_t size = span({{"rows", rows}, {"cols", cols}});
+  if (!(radius > 0.0)) throw py::value_error("radius must be positive, got " + std::to_string(radius));
+  check_threads(threads);
+  check_address("weight", weight, size);
+  check_address("threshold", threshold, rows);
+  if (wants_out) check_address("out", out, size);
+  const lipvae::L1Ball arguments{pointer<const void>(weight), rows, cols, radius,
+                                 pointer<const double>(warm), pointer<void>(out),
+                                 pointer<double>(threshold), dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().l1_ball(arguments);
+}
+
+void l1_ball_threshold(Address weight, std::int64_t rows, std::int64_t cols, double radius, Address warm,
+                       Address threshold, int dtype, int threads) {
+  run_l1_ball(weight, rows, cols, radius, warm, 0, false, threshold, dtype, threads);
+}
+
+void l1_ball_forward(Address weight, std::int64_t rows, std::int64_t cols, double radius, Address warm,
+                     Address out, Address threshold, int dtype, int threads) {
+  run_l1_ball(weight, rows, cols, radius, warm, out, true, threshold, dtype, threads);
+}
+
+void l1_ball_backward(Address grad, Address weight, Address threshold, Address grad_weight,
+                      std::int64_t rows, std::int64_t cols, int dtype, int threads) {
+  const std::int64_t size = span({{"rows", rows}, {"cols", cols}});
+  check_threads(threads);
+  check_address("grad", grad, size);
+  check_address("weight", weight, size);
+  check_address("threshold", threshold, rows);
+  check_address("grad_weight", grad_weight, size);
+  const lipvae::L1BallBackward arguments{pointer<const void>(grad), pointer<const void>(weight),
+                                         pointer<const double>(threshold), pointer<void>(grad_weight),
+                                         rows, cols, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().l1_ball_backward(arguments);
+}
+
+void group_sort_forward(Address x, Address y, Address code, std::int64_t outer, std::int64_t n,
+                        std::int64_t inner, int group_size, int dtype, int threads) {
+  const std::int64_t size = span({{"outer", outer}, {"n", n}, {"inner", inner}});
+  check_group_size(group_size, n);
+  check_threads(threads);
+  check_address("x", x, size);
+  check_address("y", y, size);
+  const lipvae::GroupSort arguments{pointer<const void>(x), pointer<void>(y), pointer<std::uint8_t>(code),
+                                    outer, n, inner, group_size, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().group_sort(arguments);
+}
+
+void group_sort_backward(Address grad_y, Address code, Address grad_x, std::int64_t outer,
+                         std::int64_t n, std::int64_t inner, int group_size, int dtype, int threads) {
+  const std::int64_t size = span({{"outer", outer}, {"n", n}, {"inner", inner}});
+  check_group_size(group_size, n);
+  check_threads(threads);
+  check_address("grad_y", grad_y, size);
+  check_address("code", code, size);
+  check_address("grad_x", grad_x, size);
+  const lipvae::GroupSortBackward arguments{pointer<const void>(grad_y), pointer<const std::uint8_t>(code),
+                                            pointer<void>(grad_x), outer, n, inner, group_size,
+                                            dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().group_sort_backward(arguments);
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const lipvae::KernelTable* table : lipvae::available_kernels()) names.emplace_back(table->isa);
+  return names;
+}
+
+void set_isa(const std::string& name) {
+  if (lipvae::select_kernels(name.c_str())) return;
+  std::string usable;
+  for (const std::string& other : available_isas()) usable += (usable.empty() ? "" : ", ") + other;
+  throw py::value_error("name must be one of " + usable + " on this machine, got " + name);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  using namespace py::literals;
+  m.doc() =
+      "CPU kernels of lipvae on raw buffers.\n\n"
+      "Every tensor is the address of a dense, row-major buffer. dtype is 0 for float32 and 1 for\n"
+      "float64. threads is the most threads a call may use; a small problem runs on one. Results do\n"
+      "not depend on it. Bad sizes, codes and null addresses raise ValueError. The GIL is released.";
+  m.attr("__version__") = LIPVAE_VERSION;
+  m.attr("compiler") = __VERSION__;
+  m.attr("threading") = lipvae::threading_layer();
+
+  m.def("l1_ball_threshold", &l1_ball_threshold,
+        "Writes the threshold tau [rows] (float64) of the projection of each row of weight [rows, cols]\n"
+        "onto the L1 ball of the radius; 0 for a row inside. warm is 0 or the address of a guess of\n"
+        "tau [rows] (float64), which changes the time and not the result. A row with a NaN, or whose\n"
+        "L1 norm is not finite, has threshold NaN.",
+        "weight"_a, "rows"_a, "cols"_a, "radius"_a, "warm"_a, "threshold"_a, "dtype"_a, "threads"_a);
+  m.def("l1_ball_forward", &l1_ball_forward,
+        "Writes out [rows, cols] = sign(w) max(|w| - tau, 0) and the threshold tau [rows] (float64).\n"
+        "out may be weight. A row whose threshold is NaN is written as NaN.",
+        "weight"_a, "rows"_a, "cols"_a, "radius"_a, "warm"_a, "out"_a, "threshold"_a, "dtype"_a, "threads"_a);
+  m.def("l1_ball_backward", &l1_ball_backward,
+        "Writes grad_weight [rows, cols]: on A = {|w| > tau}, g - sign(w) mean_A(sign(w) g); 0 off A; g\n"
+        "itself in a row with tau == 0. grad_weight may be grad.",
+        "grad"_a, "weight"_a, "threshold"_a, "grad_weight"_a, "rows"_a, "cols"_a, "dtype"_a, "threads"_a);
+  m.def("group_sort_forward", &group_sort_forward,
+        "Sorts groups of group_size (2, 4 or 8) neighbours along n of x [outer, n, inner], ascending,\n"
+        "into y, which may be x. code is 0, or the address of uint8 [comparators, outer,\n"
+        "ceil(n / group_size * inner / 8)], which receives one bit for each comparator and group.",
+        "x"_a, "y"_a, "code"_a, "outer"_a, "n"_a, "inner"_a, "group_size"_a, "dtype"_a, "threads"_a);
+  m.def("group_sort_backward", &group_sort_backward,
+        "Sends grad_y [outer, n, inner] back through the swaps in code to grad_x, which may be grad_y.",
+        "grad_y"_a, "code"_a, "grad_x"_a, "outer"_a, "n"_a, "inner"_a, "group_size"_a, "dtype"_a, "threads"_a);
+
+  m.def("isa", [] { return std::string(lipvae::kernels().isa); },
+        "Name of the instruction set in use: baseline, avx2, avx512 or neon.");
+  m.def("available_isas", &available_isas, "Instruction sets usable on this machine, narrowest first.");
+  m.def("set_isa", &set_isa, "Uses another instruction set for every later call (for tests).", "name"_a);
+  m.def("max_threads", &lipvae::max_threads, "Threads that OpenMP would use; 1 in a build without it.");
+}

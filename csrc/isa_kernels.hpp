@@ -1,0 +1,19 @@
+// The kernels of the instruction set being compiled. Everything that a kernel file defines lives in
+// this namespace, and none of it instantiates a standard template: the linker keeps one copy of an
+// inline function, and a copy compiled for AVX-512 must never be the one that the baseline calls.
+#pragma once
+
+#include "kernels.hpp"
+
+#ifndef LIPVAE_ISA
+#error "LIPVAE_ISA names the instruction set, e.g. avx2"
+#endif
+
+namespace lipvae::LIPVAE_ISA {
+
+void l1_ball(const L1Ball&);
+void l1_ball_backward(const L1BallBackward&);
+void group_sort(const GroupSort&);
+void group_sort_backward(const GroupSortBackward&);
+
+}  // namespace lipvae::LIPVAE_ISA

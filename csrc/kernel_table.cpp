@@ -1,0 +1,14 @@
+// The table of one instruction set's kernels; compiled once for each, like every file of kernels.
+#include "isa_kernels.hpp"
+
+#define LIPVAE_STRING_(x) #x
+#define LIPVAE_STRING(x) LIPVAE_STRING_(x)
+
+namespace lipvae::LIPVAE_ISA {
+
+extern const KernelTable kernel_table;
+const KernelTable kernel_table = {
+    LIPVAE_STRING(LIPVAE_ISA), l1_ball, l1_ball_backward, group_sort, group_sort_backward,
+};
+
+}  // namespace lipvae::LIPVAE_ISA

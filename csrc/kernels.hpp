@@ -1,0 +1,94 @@
+// The interface between the kernels and whoever calls them: one struct of arguments an op, and one
+// table of functions an instruction set. Buffers are dense and row-major.
+#pragma once
+
+#include <cstdint>
+
+namespace lipvae {
+
+enum class DType : int { float32 = 0, float64 = 1 };
+
+enum class Family : int {
+  bernoulli = 0,
+  continuous_bernoulli = 1,
+  gaussian = 2,
+  discretized_logistic = 3,
+  categorical256 = 4,
+};
+
+// Projection of every row of weight [rows, cols] onto the L1 ball of the radius.
+struct L1Ball {
+  const void* weight;
+  std::int64_t rows, cols;
+  double radius;
+  const double* warm;  // [rows] or null: a guess of threshold; changes the time, not the result
+  void* out;           // [rows, cols] or null: thresholds only; may be weight itself
+  double* threshold;   // [rows]
+  DType dtype;
+  int threads;
+};
+
+struct L1BallBackward {
+  const void* grad;
+  const void* weight;
+  const double* threshold;
+  void* grad_weight;  // may be grad itself
+  std::int64_t rows, cols;
+  DType dtype;
+  int threads;
+};
+
+// Ascending sort of each group of group_size neighbours along n, for x viewed as [outer, n, inner].
+// code is uint8 [comparators, outer, ceil(n / group_size * inner / 8)]: bit p % 8 of byte p / 8 says
+// whether the comparator swapped at p = group * inner + inner_index.
+struct GroupSort {
+  const void* x;
+  void* y;             // may be x itself
+  std::uint8_t* code;  // null: do not record
+  std::int64_t outer, n, inner;
+  int group_size;  // 2, 4 or 8
+  DType dtype;
+  int threads;
+};
+
+struct GroupSortBackward {
+  const void* grad_y;
+  const std::uint8_t* code;
+  void* grad_x;  // may be grad_y itself
+  std::int64_t outer, n, inner;
+  int group_size;
+  DType dtype;
+  int threads;
+};
+
+// out[k, b] = sum_d log p(target[b, d] | parameters[k, b, :, d]).
+struct Importance {
+  const void* parameters;  // [samples, batch, planes of the family, dim]
+  const void* target;      // [batch, dim]
+  void* out;               // [samples, batch]
+  std::int64_t samples, batch, dim;
+  Family family;
+  DType dtype;
+  int threads;
+};
+
+struct ImportanceBackward {
+  const void* grad_out;
+  const void* parameters;
+  const void* target;
+  void* grad_parameters;
+  std::int64_t samples, batch, dim;
+  Family family;
+  DType dtype;
+  int threads;
+};
+
+struct KernelTable {
+  const char* isa;
+  void (*l1_ball)(const L1Ball&);
+  void (*l1_ball_backward)(const L1BallBackward&);
+  void (*group_sort)(const GroupSort&);
+  void (*group_sort_backward)(const GroupSortBackward&);
+};
+
+}  // namespace lipvae
