@@ -170,7 +170,7 @@ def importance_log_likelihood(
     if likelihood not in reference.FAMILIES:
         known = ", ".join(reference.FAMILIES)
         raise ValueError(f"likelihood must be one of {known}, got {likelihood!r}")
-    count = reference.FAMILIES[likelihood][0]
+    count = reference.FAMILIES[likelihood].parameters_per_dim
     k, b, width = parameters.shape
     if target.shape[0] != b or target.shape[1] * count != width:
         raise ValueError(

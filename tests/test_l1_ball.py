@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import assert_as_accurate
@@ -24,6 +26,8 @@ def rows(kind: str, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         weight = weight / shape[1]
     elif kind == "boundary":
         weight = weight / weight.abs().sum(1, keepdim=True)
+        weight[::2] *= 1 + 1e-9  # half the rows just outside, so that the gradient is defined
+        weight[1::2] *= 1 - 1e-9
     elif kind == "heavy":
         weight = weight.sign() * weight.abs().pow(6)
     elif kind == "far":
@@ -73,11 +77,19 @@ def test_against_truth(backend: str, radius: float, dtype: torch.dtype, kind: st
         truth = reference.project_l1_ball(weight.double(), radius)
         with lipvae.backend(backend):
             projected, threshold = l1_ball(weight, radius)
-        assert_as_accurate("l1_ball", projected, truth, reference.project_l1_ball(weight, radius))
+        if dtype == torch.float32:
+            same = reference.project_l1_ball(weight, radius)
+            assert_as_accurate("l1_ball", projected, truth, same)
+        else:  # a float64 threshold resolves no more than the largest entry's rounding
+            assert (projected - truth).abs().max() <= 4 * 2**-52 * max(radius, weight.abs().max())
         assert threshold.dtype == torch.float64
         expected = reference.l1_ball_threshold(weight.double(), radius)
         torch.testing.assert_close(threshold, expected, rtol=1e-10, atol=1e-13)
-        assert projected.double().abs().sum(1).max() <= radius * (1 + torch.finfo(dtype).eps)
+        slack = radius * torch.finfo(dtype).eps
+        if backend == "reference" and dtype == torch.float64:  # its threshold is itself rounded
+            slack += shape[1] * torch.finfo(dtype).eps * float(weight.abs().max())
+        for row in projected.tolist():
+            assert math.fsum(map(abs, row)) <= radius + slack
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,9 +139,11 @@ def test_backward_against_truth(backend: str, dtype: torch.dtype) -> None:
 def test_properties(values: list[float], radius: float) -> None:
     weight = torch.tensor([values], dtype=torch.float64)
     projected = project_l1_ball(weight, radius)
-    assert float(projected.abs().sum()) <= radius * (1 + 1e-12) or torch.equal(projected, weight)
+    rounding = len(values) * 1e-15 * float(weight.abs().max())
+    assert float(projected.abs().sum()) <= radius * (1 + 1e-15) + rounding
     assert (projected * weight >= 0).all()
-    torch.testing.assert_close(project_l1_ball(projected, radius), projected)
+    again = project_l1_ball(projected, radius)
+    torch.testing.assert_close(again, projected, rtol=1e-7, atol=rounding)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from lipvae._backend import choose, kernel_module
-from lipvae.ops import importance as importance_op
 from lipvae.ops._common import compiling, needs_grad
+from lipvae.ops.importance import forward as importance_forward
+from lipvae.ops.importance import importance, result_dtype
 
 # Samples of one CPU tile. Its logits (0.4 MB at 784 pixels) stay in the second-level cache, and a
 # result depends on its image and on K alone, because no tile holds rows of two images.
@@ -26,12 +27,12 @@ def forward(
             hidden, weight, bias, target, family
         )
     k, b, _ = hidden.shape
-    out = hidden.new_empty(k, b, dtype=importance_op.result_dtype(hidden))
+    out = hidden.new_empty(k, b, dtype=result_dtype(hidden))
     for i in range(b):
         for start in range(0, k, TILE_SAMPLES):
             tile = slice(start, start + TILE_SAMPLES)
             parameters = linear(hidden[tile, i], weight, bias).unsqueeze(1)
-            out[tile, i : i + 1] = importance_op.forward(parameters, target[i : i + 1], family)
+            out[tile, i : i + 1] = importance_forward(parameters, target[i : i + 1], family)
     return out
 
 
@@ -42,7 +43,7 @@ def _op(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, fam
 
 @_op.register_fake
 def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str) -> Tensor:
-    return hidden.new_empty(hidden.shape[:2], dtype=importance_op.result_dtype(hidden))
+    return hidden.new_empty(hidden.shape[:2], dtype=result_dtype(hidden))
 
 
 def importance_linear(
@@ -64,7 +65,7 @@ def importance_linear(
         [K, B].
     """
     if needs_grad(hidden, weight, bias, target):
-        return importance_op.importance(linear(hidden, weight, bias), target, family)
+        return importance(linear(hidden, weight, bias), target, family)
     if compiling():
         return torch.ops.lipvae.importance_linear(hidden, weight, bias, target, family)
     return forward(hidden, weight, bias, target, family)

@@ -15,9 +15,14 @@ from torch.nn.functional import linear
 
 from lipvae import reference
 from lipvae._backend import choose, kernel_module
-from lipvae.ops import group_sort as group_sort_op
-from lipvae.ops import l1_ball as l1_ball_op
 from lipvae.ops._common import compiling, needs_grad
+from lipvae.ops.group_sort import backward as group_sort_backward
+from lipvae.ops.group_sort import code_shape as group_sort_code_shape
+from lipvae.ops.group_sort import cpp_forward as group_sort_cpp
+from lipvae.ops.group_sort import forward as group_sort_forward
+from lipvae.ops.group_sort import group_sort
+from lipvae.ops.l1_ball import backward as l1_ball_backward
+from lipvae.ops.l1_ball import forward as l1_ball_forward
 
 
 def forward(
@@ -41,15 +46,15 @@ def forward(
         code = x.new_empty(0, dtype=torch.uint8) if code is None else code
         projected = weight.new_empty(0)
         if not x.is_cuda:
-            projected = l1_ball_op.forward(weight, radius, threshold)[0]
+            projected = l1_ball_forward(weight, radius, threshold)[0]
         return y, threshold, projected, code
-    projected, threshold = l1_ball_op.forward(weight, radius, warm)
+    projected, threshold = l1_ball_forward(weight, radius, warm)
     y = linear(x, projected, bias)
     code = x.new_empty(0, dtype=torch.uint8)
     if group_size and backend == "cpp":
-        y, code = group_sort_op.cpp_forward(y, y, group_size, 1, record)
+        y, code = group_sort_cpp(y, y, group_size, 1, record)
     elif group_size:
-        y, code = group_sort_op.forward(y, group_size, 1, record)
+        y, code = group_sort_forward(y, group_size, 1, record)
     return y, threshold, weight.new_empty(0) if x.is_cuda else projected, code
 
 
@@ -72,14 +77,14 @@ def backward(
         )
         return tuple(x.new_empty(0) if g is None else g for g in grads)  # type: ignore[return-value]
     if group_size:
-        grad = group_sort_op.backward(grad, code, group_size, 1)
+        grad = group_sort_backward(grad, code, group_size, 1)
     if needs[0] and not projected.numel():
         tau = threshold.unsqueeze(-1)
         projected = (weight.sign() * (weight.abs() - tau).relu()).to(weight.dtype)
     grad_x = grad @ projected if needs[0] else x.new_empty(0)
     grad_weight = grad_bias = x.new_empty(0)
     if needs[1]:
-        grad_weight = l1_ball_op.backward(grad.t() @ x, weight, threshold)
+        grad_weight = l1_ball_backward(grad.t() @ x, weight, threshold)
     if needs[2]:
         grad_bias = grad.sum(0)
     return grad_x, grad_weight, grad_bias
@@ -123,7 +128,7 @@ def _(
     record: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y = x.new_empty(x.shape[0], weight.shape[0])
-    code_shape = group_sort_op.code_shape(y, group_size, 1) if group_size and record else (0,)
+    code_shape = group_sort_code_shape(y, group_size, 1) if group_size and record else (0,)
     on_gpu = x.device.type == "cuda"
     return (
         y,
@@ -235,4 +240,4 @@ def lipschitz_linear(
     else:
         y, threshold, _, _ = forward(rows, weight, bias, radius, fused, warm, False)
     y = y.reshape(*x.shape[:-1], weight.shape[0])
-    return (y if fused == g else group_sort_op.group_sort(y, g, -1)), threshold
+    return (y if fused == g else group_sort(y, g, -1)), threshold

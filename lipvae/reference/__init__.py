@@ -11,7 +11,12 @@ from lipvae.reference.group_sort import (
     group_sort_network,
     group_sort_network_backward,
 )
-from lipvae.reference.importance import FAMILIES, importance, importance_statistics
+from lipvae.reference.importance import (
+    FAMILIES,
+    importance,
+    importance_backward,
+    importance_statistics,
+)
 from lipvae.reference.l1_ball import l1_ball_threshold, project_l1_ball, project_l1_ball_backward
 from lipvae.reference.lipschitz_linear import lipschitz_linear
 
@@ -23,6 +28,7 @@ __all__ = [
     "group_sort_network",
     "group_sort_network_backward",
     "importance",
+    "importance_backward",
     "importance_statistics",
     "l1_ball_threshold",
     "lipschitz_linear",

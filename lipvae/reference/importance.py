@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,13 +57,72 @@ def _categorical256(parameters: Tensor, x: Tensor) -> Tensor:
     return chosen - torch.logsumexp(parameters, -2)
 
 
-# Parameters per dimension and log density of each family, in the order of the kernels' codes.
-FAMILIES: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
-    "bernoulli": (1, _bernoulli),
-    "continuous_bernoulli": (1, _continuous_bernoulli),
-    "gaussian": (2, _gaussian),
-    "discretized_logistic": (2, _discretized_logistic),
-    "categorical256": (256, _categorical256),
+def _bernoulli_backward(parameters: Tensor, x: Tensor) -> Tensor:
+    return x.unsqueeze(-2) - parameters.sigmoid()
+
+
+def _continuous_bernoulli_backward(parameters: Tensor, x: Tensor) -> Tensor:
+    """The normaliser adds 1/l - 1/sinh(l)."""
+    small = parameters.abs() < 0.05
+    far = torch.where(small, torch.ones_like(parameters), parameters)
+    near = torch.where(small, parameters, torch.zeros_like(parameters))
+    square = near.square()
+    series = near * (1 / 6 - square * (7 / 360 - square * (31 / 15120)))
+    slope = torch.where(small, series, 1 / far - 1 / torch.sinh(far))
+    return _bernoulli_backward(parameters, x) + slope
+
+
+def _gaussian_backward(parameters: Tensor, x: Tensor) -> Tensor:
+    mean, log_scale = parameters.unbind(-2)
+    inverse = torch.exp(-log_scale)
+    standard = (x - mean) * inverse
+    return torch.stack([standard * inverse, standard.square() - 1], -2)
+
+
+def _discretized_logistic_backward(parameters: Tensor, x: Tensor) -> Tensor:
+    mean, log_scale = parameters.unbind(-2)
+    inverse = torch.exp(-log_scale)
+    upper = (x + 1 / 510 - mean) * inverse
+    lower = (x - 1 / 510 - mean) * inverse
+    low, high = x < 0.5 / 255, x > 254.5 / 255
+    zero = torch.zeros_like(upper)
+    slope_upper = torch.where(high, zero, torch.sigmoid(-upper))
+    slope_lower = torch.where(low, zero, -torch.sigmoid(lower))
+    width = inverse / 255
+    slope_width = torch.where(low | high, zero, width / torch.expm1(width))
+    by_mean = -inverse * (slope_upper + slope_lower)
+    by_log_scale = -upper * slope_upper - lower * slope_lower - slope_width
+    return torch.stack([by_mean, by_log_scale], -2)
+
+
+def _categorical256_backward(parameters: Tensor, x: Tensor) -> Tensor:
+    level = (x * 255).round().long().expand(parameters.shape[:-2] + x.shape[-1:])
+    chosen = torch.nn.functional.one_hot(level, 256).movedim(-1, -2)
+    return chosen.to(parameters.dtype) - parameters.softmax(-2)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A likelihood p(x | z) that factorises over the dimensions of x.
+
+    Attributes:
+        parameters_per_dim: P, the decoder's outputs for one dimension of x.
+        log_density: ([..., P, D], [..., D]) -> [..., D].
+        log_density_backward: the same -> [..., P, D], derivative in the parameters.
+    """
+
+    parameters_per_dim: int
+    log_density: Callable[[Tensor, Tensor], Tensor]
+    log_density_backward: Callable[[Tensor, Tensor], Tensor]
+
+
+# In the order of the kernels' codes.
+FAMILIES: dict[str, Family] = {
+    "bernoulli": Family(1, _bernoulli, _bernoulli_backward),
+    "continuous_bernoulli": Family(1, _continuous_bernoulli, _continuous_bernoulli_backward),
+    "gaussian": Family(2, _gaussian, _gaussian_backward),
+    "discretized_logistic": Family(2, _discretized_logistic, _discretized_logistic_backward),
+    "categorical256": Family(256, _categorical256, _categorical256_backward),
 }
 
 
@@ -78,8 +138,29 @@ def importance(parameters: Tensor, target: Tensor, family: str = "bernoulli") ->
     Returns:
         [K, B] in the dtype of `parameters`.
     """
-    count, log_density = FAMILIES[family]
-    return log_density(parameters.unflatten(-1, (count, target.shape[-1])), target).sum(-1)
+    chosen = FAMILIES[family]
+    split = parameters.unflatten(-1, (chosen.parameters_per_dim, target.shape[-1]))
+    return chosen.log_density(split, target).sum(-1)
+
+
+def importance_backward(
+    grad: Tensor, parameters: Tensor, target: Tensor, family: str = "bernoulli"
+) -> Tensor:
+    """Gradient of :func:`importance` with respect to the parameters, written out.
+
+    Args:
+        grad: [K, B].
+        parameters: [K, B, P * D].
+        target: [B, D].
+        family: a key of `FAMILIES`.
+
+    Returns:
+        [K, B, P * D].
+    """
+    chosen = FAMILIES[family]
+    split = parameters.unflatten(-1, (chosen.parameters_per_dim, target.shape[-1]))
+    slope = chosen.log_density_backward(split, target).flatten(-2)
+    return (grad.unsqueeze(-1) * slope).to(parameters.dtype)
 
 
 def importance_statistics(

@@ -6,11 +6,30 @@ import torch
 from torch import Tensor
 
 
+def _depth(weight: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row: max |w|, its distance delta to the threshold, and whether the row lies outside.
+
+    Everything is measured down from the largest magnitude. Where r << max |w| the difference
+    |w| - tau would cancel; delta - (max |w| - |w|) does not.
+    """
+    magnitude = weight.abs().to(torch.float64)
+    if not weight.shape[-1]:
+        zero = magnitude.new_zeros(weight.shape[0], 1)
+        return zero, zero, zero.bool()
+    peak = magnitude.amax(-1, keepdim=True)
+    ascending = (peak - magnitude).sort(dim=-1).values
+    filled = ascending.cumsum(-1) + radius
+    count = torch.arange(1, weight.shape[-1] + 1, device=weight.device, dtype=torch.float64)
+    active = (filled > ascending * count).sum(-1, keepdim=True).clamp(min=1)
+    delta = filled.gather(-1, active - 1) / active
+    return peak, delta, magnitude.sum(-1, keepdim=True) > radius
+
+
 def l1_ball_threshold(weight: Tensor, radius: float = 1.0) -> Tensor:
     r"""Threshold :math:`\tau` of each row, equation (1).
 
     With the magnitudes of a row sorted in descending order, :math:`u_1 \ge u_2 \ge \dots`, the
-    active set is the longest prefix with :math:`k\,u_k > \sum_{i\le k} u_i - r`, and
+    active set A is the longest prefix with :math:`k\,u_k > \sum_{i\le k} u_i - r`, and
     :math:`\tau = (\sum_{i \in A} u_i - r)/|A|` (Duchi et al. 2008, figure 1). A row inside the
     ball has :math:`\tau = 0`.
 
@@ -22,13 +41,8 @@ def l1_ball_threshold(weight: Tensor, radius: float = 1.0) -> Tensor:
         float64 [rows], whatever the dtype of `weight`: in float32 the threshold of a row with
         large entries and a small ball would lose the row sum.
     """
-    magnitude = weight.abs().to(torch.float64)
-    descending = magnitude.sort(dim=-1, descending=True).values
-    excess = descending.cumsum(-1) - radius
-    count = torch.arange(1, weight.shape[-1] + 1, device=weight.device, dtype=torch.float64)
-    active = (descending * count > excess).sum(-1, keepdim=True).clamp(min=1)
-    tau = excess.gather(-1, active - 1).squeeze(-1) / active.squeeze(-1)
-    return torch.where(magnitude.sum(-1) > radius, tau.clamp(min=0.0), torch.zeros_like(tau))
+    peak, delta, outside = _depth(weight, radius)
+    return torch.where(outside, (peak - delta).clamp(min=0.0), torch.zeros_like(peak)).squeeze(-1)
 
 
 def project_l1_ball(weight: Tensor, radius: float = 1.0) -> Tensor:
@@ -44,10 +58,9 @@ def project_l1_ball(weight: Tensor, radius: float = 1.0) -> Tensor:
     Returns:
         [rows, cols] in the dtype of `weight`.
     """
-    tau = l1_ball_threshold(weight, radius).unsqueeze(-1)
-    magnitude = weight.abs().to(torch.float64)
-    shrunk = weight.sign() * torch.relu(magnitude - tau).to(weight.dtype)
-    return torch.where(tau > 0, shrunk, weight)
+    peak, delta, outside = _depth(weight, radius)
+    shrunk = torch.relu(delta - (peak - weight.abs().to(torch.float64)))
+    return torch.where(outside, weight.sign() * shrunk.to(weight.dtype), weight)
 
 
 def project_l1_ball_backward(grad: Tensor, weight: Tensor, radius: float = 1.0) -> Tensor:

@@ -1,0 +1,153 @@
+"""lipschitz_linear on every CPU backend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_as_accurate
+
+import lipvae
+from lipvae import reference
+from lipvae.functional import lipschitz_linear
+
+BACKENDS = ["reference", "cpp"]
+SHAPES = [(1, 4, 8), (5, 33, 16), (128, 784, 64), (7, 9, 24)]
+
+
+def problem(
+    rows: int, columns: int, out: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x = torch.rand(rows, columns, dtype=dtype)
+    weight = torch.randn(out, columns, dtype=dtype)
+    weight[::3] /= 10 * columns
+    return (
+        x.requires_grad_(),
+        weight.requires_grad_(),
+        torch.randn(out, dtype=dtype).requires_grad_(),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("group_size", [None, 1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_truth(
+    backend: str, group_size: int | None, dtype: torch.dtype, shape: tuple[int, int, int]
+) -> None:
+    inputs = problem(*shape, dtype)
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    grad = torch.randn(shape[0], shape[2], dtype=dtype)
+    with lipvae.backend(backend):
+        got = lipschitz_linear(*inputs, 1.3, group_size)
+        got_grads = torch.autograd.grad(got, inputs, grad)
+        with torch.no_grad():
+            assert torch.equal(lipschitz_linear(*inputs, 1.3, group_size), got)
+    truth = reference.lipschitz_linear(*wide, 1.3, group_size)
+    truth_grads = torch.autograd.grad(truth, wide, grad.double())
+    same = reference.lipschitz_linear(*inputs, 1.3, group_size)
+    same_grads = torch.autograd.grad(same, inputs, grad)
+    assert_as_accurate("lipschitz_linear", got.detach(), truth.detach(), same.detach())
+    for mine, true, theirs in zip(got_grads, truth_grads, same_grads, strict=True):
+        assert_as_accurate("lipschitz_linear", mine, true, theirs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradient(backend: str, with_bias: bool) -> None:
+    x, weight, bias = problem(3, 5, 8, torch.float64)
+    for group_size in (None, 2, 4, 8):
+        with lipvae.backend(backend):
+
+            def layer(*args: torch.Tensor, group_size: int | None = group_size) -> torch.Tensor:
+                return lipschitz_linear(*args, *(() if with_bias else (None,)), 1.1, group_size)
+
+            arguments = (x, weight, bias) if with_bias else (x, weight)
+            assert torch.autograd.gradcheck(layer, arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_needed_gradients(backend: str) -> None:
+    x, weight, bias = problem(4, 6, 8, torch.float32)
+    grad = torch.randn(4, 8)
+    with lipvae.backend(backend):
+        everything = torch.autograd.grad(
+            lipschitz_linear(x, weight, bias, 1.0, 2), (x, weight, bias), grad
+        )
+        for i, kept in enumerate((x, weight, bias)):
+            arguments = [t if t is kept else t.detach() for t in (x, weight, bias)]
+            (alone,) = torch.autograd.grad(lipschitz_linear(*arguments, 1.0, 2), kept, grad)
+            assert torch.equal(alone, everything[i])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_leading_dimensions_and_empty_batch(backend: str) -> None:
+    x, weight, bias = problem(12, 5, 8, torch.float32)
+    with lipvae.backend(backend):
+        flat = lipschitz_linear(x, weight, bias, 1.0, 2)
+        assert torch.equal(
+            lipschitz_linear(x.view(3, 4, 5), weight, bias, 1.0, 2), flat.view(3, 4, 8)
+        )
+        torch.testing.assert_close(lipschitz_linear(x[0], weight, bias, 1.0, 2), flat[0])
+        assert lipschitz_linear(x[:0], weight, bias, 1.0, 2).shape == (0, 8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_is_lipschitz(backend: str) -> None:
+    """Equation (1): no pair of inputs moves the output by more than r times their distance."""
+    _, weight, bias = problem(1, 40, 16, torch.float64)
+    a, b = torch.rand(2, 2000, 40, dtype=torch.float64)
+    worst = (torch.rand(2000, 40).double() > 0.5).double()
+    with lipvae.backend(backend), torch.no_grad():
+        for left, right in ((a, b), (worst, 1 - worst), (a, a + 1e-6 * (b - 0.5))):
+            moved = lipschitz_linear(left, weight, bias, 0.8, 2) - lipschitz_linear(
+                right, weight, bias, 0.8, 2
+            )
+            ratio = moved.abs().amax(1) / (left - right).abs().amax(1)
+            assert ratio.max() <= 0.8 * (1 + 1e-8)
+
+
+def test_bad_arguments() -> None:
+    x, weight, bias = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)
+    with pytest.raises(ValueError, match="x must have 3 features"):
+        lipschitz_linear(torch.ones(2, 5), weight)
+    with pytest.raises(ValueError, match="weight must have the dtype and device of x"):
+        lipschitz_linear(x, weight.double())
+    with pytest.raises(ValueError, match=r"bias must have shape \(4,\)"):
+        lipschitz_linear(x, weight, torch.ones(3))
+    with pytest.raises(ValueError, match="group_size must divide"):
+        lipschitz_linear(x, weight, bias, 1.0, 3)
+    with pytest.raises(TypeError, match="radius must be a number"):
+        lipschitz_linear(x, weight, bias, "1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck_compile_and_export(backend: str) -> None:
+    x, weight, bias = problem(4, 6, 8, torch.float32)
+    with lipvae.backend(backend):
+        for group_size, with_bias in ((0, bias), (2, bias), (4, None)):
+            torch.library.opcheck(
+                torch.ops.lipvae.lipschitz_linear.default,
+                (x, weight, with_bias, 1.0, group_size, None, True),
+            )
+        compiled = torch.compile(lipschitz_linear, fullgraph=True, backend="aot_eager")
+        out, eager = compiled(x, weight, bias, 1.0, 2), lipschitz_linear(x, weight, bias, 1.0, 2)
+        assert torch.equal(out, eager)
+        grad = torch.randn(4, 8)
+        for got, expected in zip(
+            torch.autograd.grad(out, (x, weight, bias), grad),
+            torch.autograd.grad(eager, (x, weight, bias), grad),
+            strict=True,
+        ):
+            assert torch.equal(got, expected)
+
+        class Layer(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("weight", weight.detach())
+                self.register_buffer("bias", bias.detach())
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return lipschitz_linear(x, self.weight, self.bias, 1.0, 2)
+
+        exported = torch.export.export(Layer(), (x.detach(),))
+        assert torch.equal(exported.module()(x.detach()), eager)
