@@ -1,0 +1,136 @@
+"""What every kind of input has in common: shape, batches, and the check of pixels."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lipvae._validate import check_count
+
+InputShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images.
+
+    Attributes:
+        ids: what each image is called: its index, or its file's name.
+        images: float32 [B, C, H, W] in [0, 1].
+    """
+
+    ids: list[str]
+    images: Tensor
+
+
+class Inputs(ABC):
+    """Images that are read in batches.
+
+    Attributes:
+        name: where they come from, for messages and tables.
+        shape: (C, H, W).
+    """
+
+    def __init__(self, name: str, count: int, shape: InputShape) -> None:
+        if count == 0:
+            raise ValueError(f"{name} holds no images")
+        self.name = name
+        self.shape = shape
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Batch:
+        """Images start to stop - 1. Batches are read in order."""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yields the images in order, `size` at a time."""
+        check_count("size", size)
+        for start in range(0, self._count, size):
+            yield self.read(start, min(start + size, self._count))
+
+
+def match_layout(name: str, shape: tuple[int, ...], wanted: InputShape | None) -> InputShape:
+    """(C, H, W) of an array's images.
+
+    Args:
+        name: for messages.
+        shape: of the array, images first.
+        wanted: (C, H, W) that the images must have, or None.
+
+    Raises:
+        ValueError: if the array cannot hold such images.
+    """
+    rest = shape[1:]
+    if wanted is None:
+        if len(rest) == 2:
+            return (1, *rest)
+        if len(rest) == 3 and rest[0] in (1, 3):
+            return rest
+        if len(rest) == 3 and rest[2] in (1, 3):
+            return (rest[2], *rest[:2])
+        raise ValueError(
+            f"{name} must be [N, H, W], [N, C, H, W] or [N, H, W, C] with 1 or 3 channels, got "
+            f"shape {shape}"
+        )
+    channels, height, width = wanted
+    fits = {wanted, (height, width, channels), (math.prod(wanted),)}
+    if channels == 1:
+        fits.add((height, width))
+    if rest not in fits:
+        raise ValueError(
+            f"{name} must hold images of shape {wanted} (channels, height, width), got an array of "
+            f"shape {shape}"
+        )
+    return wanted
+
+
+def to_images(name: str, values: npt.NDArray[Any], shape: InputShape, start: int) -> Tensor:
+    """Rows of an array as float32 [B, C, H, W] in [0, 1].
+
+    Args:
+        name: for messages.
+        values: [B, ...] in one of the layouts that `match_layout` accepts; uint8 or floating.
+        shape: (C, H, W).
+        start: index of the first row, for messages.
+
+    Raises:
+        ValueError: for another dtype, NaN or infinite values, or values outside [0, 1].
+    """
+    channels, height, width = shape
+    if values.dtype == np.uint8:
+        pixels = torch.from_numpy(values.astype(np.float32)).div_(255)
+    elif values.dtype.kind == "f" and values.dtype.itemsize <= 8:
+        _check_range(name, values, start)
+        pixels = torch.from_numpy(values.astype(np.float32))
+    else:
+        raise ValueError(f"{name} must be uint8, or floating point in [0, 1]; got {values.dtype}")
+    last = (height, width, channels)
+    if values.shape[1:] == last and last != shape:
+        pixels = pixels.permute(0, 3, 1, 2)
+    return pixels.reshape(-1, *shape).contiguous()
+
+
+def _check_range(name: str, values: npt.NDArray[Any], start: int) -> None:
+    flat = values.reshape(len(values), -1)
+    good = ((flat >= 0) & (flat <= 1)).all(1)
+    if good.all():
+        return
+    row = int(np.argmin(good))
+    low, high = flat[row].min(), flat[row].max()
+    if np.isfinite(low) and np.isfinite(high):
+        hint = "; store 8-bit pixels as uint8, or divide them by 255" if 1 < high <= 255 else ""
+        raise ValueError(
+            f"{name} must lie in [0, 1], got [{low:g}, {high:g}] in image {start + row}{hint}"
+        )
+    raise ValueError(f"{name} must be finite, got NaN or infinity in image {start + row}")

@@ -1,0 +1,83 @@
+"""Image files and folders of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from lipvae.inputs._base import Batch, Inputs, InputShape
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+
+# Modes of 8 bits a channel at most. Others (16 bits, floating point) would be clipped.
+_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
+
+
+class FolderInputs(Inputs):
+    """Every image under a folder, in the order of the names, or a single image file.
+
+    Grey models see the luma of a colour image, colour models a grey image three times.
+    """
+
+    def __init__(self, path: Path, input_shape: InputShape | None, *, resize: bool) -> None:
+        if path.is_dir():
+            self._root = path
+            self._files = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS
+            )
+            if not self._files:
+                raise ValueError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
+        else:
+            self._root, self._files = path.parent, [path]
+        if input_shape is None:
+            pixels = _read(self._files[0], None, resize=False)
+            input_shape = pixels.shape[0], pixels.shape[1], pixels.shape[2]
+        if input_shape[0] not in (1, 3):
+            raise ValueError(
+                f"{path}: image files have 1 or 3 channels, the model takes {input_shape[0]}"
+            )
+        super().__init__(str(path), len(self._files), input_shape)
+        self._resize = resize
+
+    def read(self, start: int, stop: int) -> Batch:
+        files = self._files[start:stop]
+        pixels = np.stack([_read(file, self.shape, resize=self._resize) for file in files])
+        ids = [file.relative_to(self._root).as_posix() for file in files]
+        return Batch(ids, torch.from_numpy(pixels).float().div_(255))
+
+
+def _read(file: Path, shape: InputShape | None, *, resize: bool) -> np.ndarray:
+    """uint8 [C, H, W]."""
+    try:
+        with Image.open(file) as stored:
+            if stored.mode not in _MODES:
+                raise ValueError(f"{file} must have 8 bits a channel, got mode {stored.mode}")
+            if _is_transparent(stored):
+                raise ValueError(f"{file} has transparent pixels; flatten it onto a background")
+            image = stored.convert(_mode(stored, shape))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+    if shape is not None and image.size != (shape[2], shape[1]):
+        if not resize:
+            raise ValueError(
+                f"{file} must be {shape[1]}x{shape[2]} pixels (height x width), got "
+                f"{image.height}x{image.width}; resize it, or ask for that"
+            )
+        image = image.resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _mode(image: Image.Image, shape: InputShape | None) -> str:
+    if shape is not None:
+        return "L" if shape[0] == 1 else "RGB"
+    return "L" if image.mode in ("1", "L", "LA") else "RGB"
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
+        return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
+    return False
