@@ -4,11 +4,16 @@ Implements Glazunov & Zarras, "Vacant Holes for Unsupervised Detection of the Ou
 Latent Representation" (UAI 2023).
 """
 
+from pathlib import Path as _Path
+
 import torch  # noqa: F401  (first: lipvae._C shares its OpenMP runtime)
 
 from lipvae import functional
 from lipvae._backend import backend
+from lipvae._backend import warn_without_extension as _warn_without_extension
 
 __version__ = "0.1.0"
 
 __all__ = ["backend", "functional"]
+
+_warn_without_extension(_Path(__file__).parent)

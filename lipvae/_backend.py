@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -30,8 +31,7 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-@contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str) -> contextlib.AbstractContextManager[None]:
     """Runs every op inside the block on one backend.
 
     Args:
@@ -51,7 +51,12 @@ def backend(name: str) -> Iterator[None]:
         ...     lipvae.functional.group_sort(torch.tensor([2.0, 1.0]))
         tensor([1., 2.])
     """
-    token = _requested.set(_checked(name, "backend"))
+    return _requesting(_checked(name, "backend"))
+
+
+@contextlib.contextmanager
+def _requesting(name: str) -> Iterator[None]:
+    token = _requested.set(name)
     try:
         yield
     finally:
@@ -99,14 +104,27 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-@functools.cache
-def _warn_without_extension(reason: str) -> None:
+def warn_without_extension(package: Path) -> None:
+    """Says, at import, that the C++ extension is missing and what to do about it.
+
+    Args:
+        package: the folder that lipvae was imported from.
+    """
+    found = cpp_availability()
+    if found.module is not None:
+        return
+    if (package.parent / "csrc").is_dir():
+        cure = (
+            f"This lipvae is the checkout in {package.parent}, where nothing was built. Build it with "
+            "`pip install -e .`, or start Python in another folder to use an installed lipvae."
+        )
+    else:
+        cure = "Reinstall with `pip install --force-reinstall --no-deps lipvae`."
     warnings.warn(
-        "lipvae._C, the C++ extension, cannot be imported, so CPU tensors take the slower "
-        f"reference ({reason}). From a checkout run `pip install -e .`; after `pip install .` "
-        "start Python outside the checkout. `lipvae doctor` shows what each op will use.",
+        f"lipvae._C, the C++ extension, cannot be imported ({found.reason}), so CPU tensors take "
+        f"the slower reference. {cure} `lipvae doctor` shows what each op uses.",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=3,
     )
 
 
@@ -154,11 +172,7 @@ def choose(op: str, tensor: Tensor, *, kernel: bool = True) -> str:
         return "reference"
     name = "triton" if tensor.device.type == "cuda" else "cpp"
     why = obstacle(name, tensor.device, tensor.dtype)
-    if why is None:
-        return name
-    if tensor.device.type == "cpu" and tensor.dtype in _CPP_DTYPES:
-        _warn_without_extension(cpp_availability().reason)
-    return "reference"
+    return name if why is None else "reference"
 
 
 def kernel_module(op: str) -> ModuleType:
