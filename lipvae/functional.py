@@ -52,7 +52,7 @@ def project_l1_ball(weight: Tensor, radius: float = 1.0) -> Tensor:
     Example:
         >>> import torch
         >>> project_l1_ball(torch.tensor([[3.0, -2.0], [0.2, 0.1]]))
-        tensor([[1.0000, -0.0000],
+        tensor([[1.0000, 0.0000],
                 [0.2000, 0.1000]])
     """
     check_tensor("weight", weight, dim=2)
