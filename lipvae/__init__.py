@@ -8,12 +8,13 @@ from pathlib import Path as _Path
 
 import torch  # noqa: F401  (first: lipvae._C shares its OpenMP runtime)
 
-from lipvae import functional
+from lipvae import functional, likelihoods, nn
 from lipvae._backend import backend
 from lipvae._backend import warn_without_extension as _warn_without_extension
+from lipvae.models import VAE, LipschitzVAE
 
 __version__ = "0.1.0"
 
-__all__ = ["backend", "functional"]
+__all__ = ["VAE", "LipschitzVAE", "backend", "functional", "likelihoods", "nn"]
 
 _warn_without_extension(_Path(__file__).parent)

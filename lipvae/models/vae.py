@@ -1,0 +1,257 @@
+"""The variational autoencoder with a normal posterior and prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lipvae import likelihoods, ops
+from lipvae._validate import (
+    check_count,
+    check_like,
+    check_tensor,
+    check_unit_interval,
+    describe,
+)
+from lipvae.models import networks
+from lipvae.models.posterior import NormalPosterior, standard_normal_log_prob
+
+
+class VAE(nn.Module):
+    """A variational autoencoder: z ~ N(0, I), x ~ p(x | z), q(z | x) normal.
+
+    Args:
+        input_shape: (C, H, W) of the images.
+        latent_dim: m, dimensions of z.
+        architecture: "conv" (H and W at least 8) or "fc" (any shape).
+        hidden: fc: widths of the encoder's layers, by default (512, 512). conv: channels of its
+            stride-2 convolutions, then the width of the linear layer after them, by default
+            (32, 64, 256). The decoder takes them in reverse.
+        likelihood: the family of p(x | z), see :mod:`lipvae.likelihoods`.
+
+    Attributes:
+        config: the arguments, from which an equal model can be built.
+
+    Raises:
+        TypeError, ValueError: for arguments that do not fit together.
+
+    Source: Kingma & Welling 2014; Glazunov & Zarras 2023, section 4.
+
+    Example:
+        >>> import torch
+        >>> model = VAE((1, 8, 8), latent_dim=2, architecture="fc", hidden=(32,))
+        >>> model.elbo(torch.rand(4, 1, 8, 8)).shape
+        torch.Size([4])
+    """
+
+    default_learning_rate: ClassVar[float] = 1e-3
+
+    def __init__(
+        self,
+        input_shape: Sequence[int] = (1, 28, 28),
+        latent_dim: int = 10,
+        architecture: str = "conv",
+        hidden: Sequence[int] | None = None,
+        likelihood: str = "bernoulli",
+    ) -> None:
+        super().__init__()
+        self.input_shape = networks.check_input_shape(input_shape)
+        self.latent_dim = check_count("latent_dim", latent_dim)
+        self.architecture = architecture
+        self.hidden = networks.check_hidden(architecture, hidden, self.input_shape)
+        self.likelihood = likelihoods.get(likelihood)
+        self.config: dict[str, Any] = {
+            "input_shape": list(self.input_shape),
+            "latent_dim": self.latent_dim,
+            "architecture": architecture,
+            "hidden": list(self.hidden),
+            "likelihood": likelihood,
+        }
+        self.trunk = self._make_trunk()
+        self.loc, self.log_variance = self._make_heads()
+        self.decoder = networks.decoder(
+            architecture,
+            self.input_shape,
+            self.hidden,
+            self.latent_dim,
+            self.likelihood.parameters_per_dim,
+        )
+
+    def _make_trunk(self) -> nn.Sequential:
+        return networks.relu_trunk(self.architecture, self.input_shape, self.hidden)
+
+    def _make_heads(self) -> tuple[nn.Module, nn.Module]:
+        width = self.hidden[-1]
+        return nn.Linear(width, self.latent_dim), nn.Linear(width, self.latent_dim)
+
+    @property
+    def input_size(self) -> int:
+        """D = C * H * W, the dimensions of x."""
+        return math.prod(self.input_shape)
+
+    def check_input(self, x: Tensor) -> Tensor:
+        """Requires images [B, C, H, W] of the model's shape, dtype and device, B >= 1.
+
+        Outside training, and outside compiled graphs, it also requires pixels in [0, 1];
+        :func:`lipvae.fit` checks its data once instead of in every step.
+        """
+        if isinstance(x, Tensor) and not x.dtype.is_floating_point:
+            raise TypeError(
+                f"x must be floating point in [0, 1], got {describe(x)}; divide 8-bit pixels by 255"
+            )
+        check_tensor("x", x)
+        if tuple(x.shape[1:]) != self.input_shape or not x.shape[0]:
+            expected = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"x must have shape [B, {expected}] with B >= 1, got {describe(x)}")
+        check_like("x", x, "the model's parameters", next(self.parameters()))
+        compiling = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        if not self.training and not compiling:
+            check_unit_interval("x", x)
+        return x
+
+    def encode(self, x: Tensor) -> NormalPosterior:
+        """q(z | x).
+
+        Args:
+            x: [B, C, H, W] in [0, 1].
+
+        Returns:
+            The posterior of each row, with `loc` and `log_variance` [B, m].
+
+        Raises:
+            TypeError, ValueError: see :meth:`check_input`.
+        """
+        features = self.trunk(self.check_input(x))
+        return NormalPosterior(self.loc(features), self.log_variance(features))
+
+    def _check_latent(self, z: Tensor) -> Tensor:
+        check_tensor("z", z, min_dim=1)
+        if z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z must have shape [..., {self.latent_dim}], got {describe(z)}")
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The parameters of p(x | z).
+
+        Args:
+            z: [..., m].
+
+        Returns:
+            [..., P * D]: the D values of the first parameter, (c, h, w) in row-major order, then
+            those of the second.
+        """
+        rows = self.decoder(self._check_latent(z).reshape(-1, self.latent_dim))
+        return rows.reshape(*z.shape[:-1], -1)
+
+    def decoder_head(self) -> nn.Linear | None:
+        """The decoder's last layer if it is linear, else None.
+
+        Where there is one, ``decode(z) == head(decode_hidden(z))``, and the log-likelihood can be
+        fused with the head.
+        """
+        last = self.decoder[-1]
+        return last if isinstance(last, nn.Linear) else None
+
+    def decode_hidden(self, z: Tensor) -> Tensor:
+        """The input of :meth:`decoder_head`: [..., m] -> [..., H].
+
+        Raises:
+            RuntimeError: if the decoder does not end in a linear layer.
+        """
+        if self.decoder_head() is None:
+            raise RuntimeError(
+                f"the decoder of architecture {self.architecture!r} does not end in a linear "
+                "layer; use decode(z)"
+            )
+        rows = self.decoder[:-1](self._check_latent(z).reshape(-1, self.latent_dim))
+        return rows.reshape(*z.shape[:-1], -1)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z): [..., m] -> [...], in nats."""
+        return standard_normal_log_prob(self._check_latent(z))
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z), equation (5).
+
+        Args:
+            x: [B, C, H, W] in [0, 1].
+            z: [K, B, m].
+
+        Returns:
+            [K, B], in nats.
+        """
+        return ops.importance(self.decode(z), x.flatten(1), self.likelihood.name)
+
+    def draw_noise(
+        self, num_samples: int, batch: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Standard normal noise [K, B, m] for the posterior's `rsample`.
+
+        It is drawn where `generator` lives, so that a CPU generator gives the same noise to
+        models on any device.
+        """
+        like = next(self.parameters())
+        device = like.device if generator is None else generator.device
+        shape = (check_count("num_samples", num_samples), batch, self.latent_dim)
+        noise = torch.randn(shape, generator=generator, device=device, dtype=like.dtype)
+        return noise.to(like.device)
+
+    def elbo(
+        self,
+        x: Tensor,
+        num_samples: int = 1,
+        generator: torch.Generator | None = None,
+        *,
+        noise: Tensor | None = None,
+        kl_weight: float = 1.0,
+    ) -> Tensor:
+        """The evidence lower bound, mean over z ~ q of log p(x | z), minus KL(q || p).
+
+        Args:
+            x: [B, C, H, W] in [0, 1].
+            num_samples: samples of z for each input.
+            generator: source of the noise; the global one of torch by default.
+            noise: [K, B, m] in place of `num_samples` draws.
+            kl_weight: factor of the divergence; below 1 it is no longer a lower bound.
+
+        Returns:
+            [B], in nats, differentiable.
+        """
+        posterior = self.encode(x)
+        if noise is None:
+            noise = self.draw_noise(num_samples, len(x), generator)
+        log_likelihood = self.log_likelihood(x, posterior.rsample(noise)).mean(0)
+        return log_likelihood - kl_weight * posterior.kl()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """:meth:`elbo` with one sample."""
+        return self.elbo(x)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, *, mean: bool = True
+    ) -> Tensor:
+        """Images of z ~ p(z).
+
+        Args:
+            n: number of images.
+            generator: source of the draws; the global one of torch by default.
+            mean: E[x | z], what one usually looks at; False draws the pixels as well.
+
+        Returns:
+            [n, C, H, W].
+        """
+        parameters = self.decode(self.draw_noise(1, check_count("n", n), generator)[0])
+        if mean:
+            x = self.likelihood.mean(parameters)
+        else:
+            x = self.likelihood.sample(parameters, generator)
+        return x.unflatten(-1, self.input_shape)
+
+    def extra_repr(self) -> str:
+        """The configuration."""
+        return ", ".join(f"{key}={value!r}" for key, value in self.config.items())

@@ -1,0 +1,377 @@
+"""GroupSort and the layers of equation (1) as modules."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, linear
+
+from lipvae import ops
+from lipvae._backend import choose
+from lipvae._validate import (
+    check_count,
+    check_group_size,
+    check_like,
+    check_positive,
+    check_tensor,
+    describe,
+)
+
+# Entries of a fresh row that matter, and the shares of the radius that these and all the others
+# take. Dense rows of L1 norm r average their inputs, and the signal dies within two layers; a row
+# of few entries keeps it, and the noise breaks ties among the rest.
+SPARSE_ENTRIES = 8
+SPARSE_SHARE = 0.95
+NOISE_SHARE = 0.03
+
+
+@torch.no_grad()
+def sparse_rows_(
+    weight: Tensor, radius: float = 1.0, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """Fills each row with few large entries and much small noise, inside the L1 ball.
+
+    A row has min(8, n) entries at random places, of random sign and of L1 norm 0.95 r together;
+    the others are normal noise of L1 norm about 0.03 r.
+
+    Args:
+        weight: [out, ...], floating point; a row is everything but the first dimension.
+        radius: r > 0.
+        generator: source of the draws; the global one of torch by default.
+
+    Returns:
+        `weight`, filled in place.
+
+    Example:
+        >>> import torch
+        >>> weight = sparse_rows_(torch.empty(3, 100), generator=torch.Generator().manual_seed(0))
+        >>> bool((weight.abs().sum(1) < 1).all())
+        True
+    """
+    rows, columns = len(weight), weight[0].numel()
+    entries = min(SPARSE_ENTRIES, columns)
+    options: dict[str, Any] = {"device": weight.device, "generator": generator}
+    places = torch.rand(rows, columns, **options).topk(entries, dim=1).indices
+    magnitude = torch.rand(rows, entries, **options) + 0.5
+    magnitude *= SPARSE_SHARE * radius / magnitude.sum(1, keepdim=True)
+    sign = torch.randint(0, 2, (rows, entries), **options) * 2 - 1
+    # E|noise| = sigma sqrt(2 / pi); a row of at most 8 columns has no room for noise.
+    sigma = NOISE_SHARE * radius / columns * (torch.pi / 2) ** 0.5
+    filled = torch.randn(rows, columns, **options) * sigma
+    filled.scatter_(1, places, magnitude * sign)
+    return weight.copy_(filled.view_as(weight))
+
+
+class GroupSort(nn.Module):
+    """Sorts ascending inside groups of neighbours: 1-Lipschitz, gradient norm preserving.
+
+    See :func:`lipvae.functional.group_sort`.
+
+    Args:
+        group_size: g >= 1; 2 is MaxMin.
+        dim: the dimension whose neighbours form groups.
+
+    Shape:
+        Any; the length along `dim` is a multiple of `group_size`.
+
+    Source: Anil, Lucas & Grosse 2019, section 4.2.
+
+    Example:
+        >>> import torch
+        >>> GroupSort()(torch.tensor([2.0, 1.0]))
+        tensor([1., 2.])
+    """
+
+    def __init__(self, group_size: int = 2, dim: int = -1) -> None:
+        super().__init__()
+        self.group_size = check_count("group_size", group_size)
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `x` with its groups sorted."""
+        check_tensor("x", x, min_dim=1)
+        if not -x.dim() <= self.dim < x.dim():
+            raise ValueError(f"dim must be in [{-x.dim()}, {x.dim()}), got {self.dim}")
+        return ops.group_sort(x, check_group_size(self.group_size, x.shape[self.dim]), self.dim)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"group_size={self.group_size}, dim={self.dim}"
+
+
+class LipschitzLayer(nn.Module):
+    """What the linear and the convolutional layer of equation (1) share.
+
+    Attributes:
+        weight: the raw weight; each forward pass projects its rows onto the L1 ball.
+        bias: [out] or None.
+        threshold: float64 [out], the rows' thresholds in the last training pass. The next one
+            starts from them; no result depends on them, and no state dict holds them.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    threshold: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        bias: bool,
+        lipschitz: float,
+        group_size: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        out = shape[0]
+        self.group_size = None if group_size is None else check_group_size(group_size, out)
+        self.lipschitz = lipschitz
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out, device=device, dtype=dtype)) if bias else None
+        self.register_buffer(
+            "threshold", torch.zeros(out, device=device, dtype=torch.float64), persistent=False
+        )
+        self._frozen: Tensor | None = None
+        self.reset_parameters()
+
+    @property
+    def lipschitz(self) -> float:
+        """The radius r of the rows' L1 ball: a bound on the layer's Lipschitz constant."""
+        return self._lipschitz
+
+    @lipschitz.setter
+    def lipschitz(self, value: float) -> None:
+        self._lipschitz = check_positive("lipschitz", value)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws sparse rows (:func:`sparse_rows_`) and sets the bias to zero."""
+        sparse_rows_(self.weight, self.lipschitz)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def projected_weight(self) -> Tensor:
+        """The weight in use, P_r(W), in the shape of `weight`; differentiable.
+
+        A row, flattened, has an L1 norm of at most r, up to one rounding.
+        """
+        rows, threshold = ops.l1_ball(self.weight.flatten(1), self.lipschitz, self._warm())
+        self._remember(threshold)
+        return rows.view_as(self.weight)
+
+    def _warm(self) -> Tensor | None:
+        """Where Newton's method may start: nowhere in a compiled graph, which keeps no state."""
+        return self.threshold if self.training and not _compiling() else None
+
+    def _remember(self, threshold: Tensor) -> None:
+        if self.training and not _compiling():
+            with torch.no_grad():
+                self.threshold.copy_(threshold)
+
+    def _fixed_weight(self) -> Tensor | None:
+        """The weight projected by :func:`frozen`, where autograd does not ask for its gradient."""
+        if self._frozen is None or (torch.is_grad_enabled() and self.weight.requires_grad):
+            return None
+        return self._frozen
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # A cast of the module would cast the thresholds too, and a move leaves them behind.
+        super()._apply(fn, recurse)
+        self.threshold = torch.zeros_like(self.threshold, dtype=torch.float64)
+        self._frozen = None
+        return self
+
+
+def _compiling() -> bool:
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
+class LipschitzLinear(LipschitzLayer):
+    r"""The Lipschitz layer :math:`y = \mathrm{GroupSort}_g(P_r(W) x + b)`, equation (1).
+
+    :math:`P_r` projects each row of W onto the L1 ball of radius r, so the layer is r-Lipschitz in
+    L-infinity.
+
+    Args:
+        in_features: columns of the weight.
+        out_features: rows of the weight.
+        bias: whether to add b.
+        lipschitz: r > 0.
+        group_size: g, a divisor of `out_features`; None leaves the sort out.
+        device: where the parameters live.
+        dtype: the parameters' type.
+
+    Shape:
+        [..., in_features] -> [..., out_features].
+
+    Raises:
+        TypeError, ValueError: for arguments or an input of the wrong type or shape.
+
+    Source: Anil, Lucas & Grosse 2019; Glazunov & Zarras 2023, section 4.2.2.
+
+    Example:
+        >>> import torch
+        >>> layer = LipschitzLinear(4, 6, lipschitz=2.0, group_size=2)
+        >>> layer(torch.rand(5, 4)).shape
+        torch.Size([5, 6])
+        >>> bool((layer.projected_weight().abs().sum(1) <= 2.0 * (1 + 2**-23)).all())
+        True
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        lipschitz: float = 1.0,
+        group_size: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.in_features = check_count("in_features", in_features)
+        self.out_features = check_count("out_features", out_features)
+        shape = (self.out_features, self.in_features)
+        super().__init__(shape, bias, lipschitz, group_size, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the layer's output for `x` [..., in_features]."""
+        check_tensor("x", x, min_dim=1)
+        check_like("x", x, "weight", self.weight)
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have {self.in_features} features, got {describe(x)}")
+        weight = self._fixed_weight()
+        # The fused kernel projects while it multiplies and never writes the weight to memory, so
+        # only there would a multiplication by the frozen weight round differently.
+        if weight is None or choose("lipschitz_linear", x) == "triton":
+            y, threshold = ops.lipschitz_linear(
+                x, self.weight, self.bias, self.lipschitz, self.group_size, self._warm()
+            )
+            self._remember(threshold)
+            return y
+        y = linear(x.reshape(-1, self.in_features), weight, self.bias)
+        y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.group_size is None else ops.group_sort(y, self.group_size, -1)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, lipschitz={self.lipschitz:g}, "
+            f"group_size={self.group_size}"
+        )
+
+
+class LipschitzConv2d(LipschitzLayer):
+    r"""A convolution by equation (1): each output filter, flattened, is a row of W.
+
+    Every output is one row's product with a patch of the zero-padded input, so with any stride
+    and any padding the layer is r-Lipschitz in L-infinity. GroupSort runs over channels.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: filters.
+        kernel_size: height and width of a filter, or one number for both.
+        stride: steps between patches, likewise.
+        padding: zeros added on each side, likewise.
+        bias: whether to add b.
+        lipschitz: r > 0.
+        group_size: g, a divisor of `out_channels`; None leaves the sort out.
+        device: where the parameters live.
+        dtype: the parameters' type.
+
+    Shape:
+        [B, in_channels, H, W] -> [B, out_channels, H', W'] with
+        H' = floor((H + 2 padding - kernel_size) / stride) + 1, and W' likewise.
+
+    Raises:
+        TypeError, ValueError: for arguments or an input of the wrong type or shape.
+
+    Source: Anil, Lucas & Grosse 2019; Glazunov & Zarras 2023, section 4.2.2.
+
+    Example:
+        >>> import torch
+        >>> layer = LipschitzConv2d(1, 4, kernel_size=3, stride=2, padding=1, group_size=2)
+        >>> layer(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 4, 14, 14])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        bias: bool = True,
+        lipschitz: float = 1.0,
+        group_size: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.in_channels = check_count("in_channels", in_channels)
+        self.out_channels = check_count("out_channels", out_channels)
+        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.stride = _pair("stride", stride, 1)
+        self.padding = _pair("padding", padding, 0)
+        shape = (self.out_channels, self.in_channels, *self.kernel_size)
+        super().__init__(shape, bias, lipschitz, group_size, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the layer's output for `x` [B, in_channels, H, W]."""
+        check_tensor("x", x, dim=4)
+        check_like("x", x, "weight", self.weight)
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"x must have {self.in_channels} channels, got {describe(x)}")
+        weight = self._fixed_weight()
+        if weight is None:
+            weight = self.projected_weight()
+        y = conv2d(x, weight, self.bias, self.stride, self.padding)
+        return y if self.group_size is None else ops.group_sort(y, self.group_size, 1)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, bias={self.bias is not None}, "
+            f"lipschitz={self.lipschitz:g}, group_size={self.group_size}"
+        )
+
+
+def _pair(name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, int]:
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+        first, second = value
+        return check_count(name, first, minimum), check_count(name, second, minimum)
+    return check_count(name, value, minimum), check_count(name, value, minimum)
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Computes the projected weights of all Lipschitz layers once for the whole block.
+
+    Outputs are the same numbers, bit for bit. The weights must not change inside the block. Where
+    autograd asks for a gradient with respect to a layer's weight, that layer projects as usual.
+
+    Args:
+        module: the module whose layers, at any depth, are frozen.
+
+    Example:
+        >>> import torch
+        >>> layer = LipschitzLinear(4, 6)
+        >>> with frozen(layer), torch.no_grad():
+        ...     outputs = [layer(torch.rand(1, 4)) for _ in range(3)]
+    """
+    layers = [m for m in module.modules() if isinstance(m, LipschitzLayer) and m._frozen is None]
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in layers:
+                layer._frozen = layer.projected_weight()
+        yield module
+    finally:
+        for layer in layers:
+            layer._frozen = None
