@@ -59,9 +59,9 @@ def open_inputs(
     Example:
         >>> digits = open_inputs("digits:test")
         >>> len(digits), digits.shape
-        (446, (1, 8, 8))
+        (445, (1, 8, 8))
         >>> [batch.images.shape[0] for batch in digits.batches(200)]
-        [200, 200, 46]
+        [200, 200, 45]
     """
     text = os.fspath(spec)
     path = Path(text).expanduser()

@@ -1,0 +1,261 @@
+"""Readers of arrays, image folders and data sets."""
+
+from __future__ import annotations
+
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lipvae import data
+from lipvae.inputs import open_inputs, read_all
+
+RNG = np.random.Generator(np.random.PCG64(0))
+GREY = RNG.integers(0, 256, (7, 1, 6, 5), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (7, 3, 6, 5), dtype=np.uint8)
+
+
+def as_float(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / np.float32(255))
+
+
+@pytest.mark.parametrize(
+    ("array", "shape", "expected"),
+    [
+        (GREY, (1, 6, 5), GREY),
+        (GREY[:, 0], (1, 6, 5), GREY),
+        (GREY.reshape(7, -1), (1, 6, 5), GREY),
+        (GREY.transpose(0, 2, 3, 1), (1, 6, 5), GREY),
+        (COLOUR, (3, 6, 5), COLOUR),
+        (COLOUR.transpose(0, 2, 3, 1), (3, 6, 5), COLOUR),
+        (COLOUR.reshape(7, -1), (3, 6, 5), COLOUR),
+        (GREY, None, GREY),
+        (GREY[:, 0], None, GREY),
+        (COLOUR, None, COLOUR),
+        (COLOUR.transpose(0, 2, 3, 1), None, COLOUR),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npy", "npz", "compressed"])
+def test_layouts(tmp_path: Path, kind: str, array: np.ndarray, shape, expected) -> None:
+    array = np.ascontiguousarray(array)
+    if kind == "npy":
+        path = tmp_path / "a.npy"
+        np.save(path, array)
+    else:
+        path = tmp_path / "a.npz"
+        (np.savez if kind == "npz" else np.savez_compressed)(path, array)
+    inputs = open_inputs(path, shape)
+    assert inputs.shape == expected.shape[1:]
+    assert len(inputs) == 7
+    batches = list(inputs.batches(3))
+    assert [len(batch.ids) for batch in batches] == [3, 3, 1]
+    assert [i for batch in batches for i in batch.ids] == [str(i) for i in range(7)]
+    assert all(batch.images.is_contiguous() for batch in batches)
+    assert torch.equal(torch.cat([batch.images for batch in batches]), as_float(expected))
+    assert torch.equal(read_all(inputs), as_float(expected))  # a second pass starts again
+
+
+def test_channels_first_wins_where_both_layouts_fit(tmp_path: Path) -> None:
+    array = RNG.random((2, 3, 3, 3), dtype=np.float32)
+    np.save(tmp_path / "a.npy", array)
+    assert torch.equal(read_all(open_inputs(tmp_path / "a.npy", (3, 3, 3))), torch.tensor(array))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ">f4"])
+def test_floats_pass_through(tmp_path: Path, dtype: str) -> None:
+    array = RNG.random((4, 2, 3)).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    got = read_all(open_inputs(tmp_path / "a.npy", (1, 2, 3)))
+    assert got.dtype == torch.float32
+    assert np.array_equal(got.numpy()[:, 0], array.astype(np.float32))
+
+
+def test_fortran_order_is_mapped_from_npy_and_refused_in_npz(tmp_path: Path) -> None:
+    array = np.asfortranarray(GREY)
+    np.save(tmp_path / "a.npy", array)
+    assert torch.equal(read_all(open_inputs(tmp_path / "a.npy")), as_float(GREY))
+    np.savez(tmp_path / "a.npz", array)
+    with pytest.raises(ValueError, match="Fortran order"):
+        open_inputs(tmp_path / "a.npz")
+
+
+def test_npz_key(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, first=GREY, second=GREY[:2])
+    assert len(open_inputs(f"{path}:second")) == 2
+    with pytest.raises(ValueError, match=r"several arrays.*first, second"):
+        open_inputs(path)
+    with pytest.raises(ValueError, match="no array 'third'"):
+        open_inputs(f"{path}:third")
+    np.savez(path, y=np.arange(7), x=GREY)
+    assert len(open_inputs(path)) == 7
+
+
+def test_npz_reads_any_range(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", GREY)
+    inputs = open_inputs(tmp_path / "a.npz")
+    for start, stop in ((5, 7), (1, 3), (3, 4), (0, 7)):
+        assert torch.equal(inputs.read(start, stop).images, as_float(GREY[start:stop]))
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_a_batch_is_all_that_is_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    array = np.zeros((20_000, 28, 28), np.uint8)  # 15.7 MB; a batch of 64 is 0.2 MB as float32
+    np.save(path, array) if kind == "npy" else np.savez_compressed(path, array)
+    del array
+    inputs = open_inputs(path, (1, 28, 28))
+    tracemalloc.start()
+    count = sum(len(batch.ids) for batch in inputs.batches(64))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 3e6
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    for i, name in enumerate(["b.png", "a.png", "sub/c.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(GREY[i, 0]).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    batch = open_inputs(tmp_path, (1, 6, 5)).read(0, 3)
+    assert batch.ids == ["a.png", "b.png", "sub/c.png"]
+    assert torch.equal(batch.images, as_float(GREY[[1, 0, 2]]))
+    assert open_inputs(tmp_path).shape == (1, 6, 5)
+    colour = open_inputs(tmp_path, (3, 6, 5)).read(0, 1).images
+    assert torch.equal(colour, as_float(GREY[[1]]).expand(1, 3, 6, 5))
+    assert open_inputs(tmp_path / "a.png").read(0, 1).ids == ["a.png"]
+
+
+def test_colour_images(tmp_path: Path) -> None:
+    image = Image.fromarray(COLOUR[0].transpose(1, 2, 0))
+    image.save(tmp_path / "a.png")
+    image.convert("RGBA").save(tmp_path / "b.png")  # opaque
+    images = read_all(open_inputs(tmp_path))
+    assert torch.equal(images, as_float(COLOUR[[0, 0]]))
+    grey = read_all(open_inputs(tmp_path / "a.png", (1, 6, 5)))
+    assert torch.equal(grey[0], as_float(np.asarray(image.convert("L"))[None]))
+
+
+def test_resize_only_when_asked(tmp_path: Path) -> None:
+    Image.fromarray(GREY[0, 0]).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png must be 8x8 pixels.*got 6x5"):
+        read_all(open_inputs(tmp_path, (1, 8, 8)))
+    assert read_all(open_inputs(tmp_path, (1, 8, 8), resize=True)).shape == (1, 1, 8, 8)
+
+
+def test_images_that_would_lose_something(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="8 bits a channel"):
+        open_inputs(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 4), (0, 0, 0, 7)).save(tmp_path / "clear.png")
+    with pytest.raises(ValueError, match="transparent"):
+        open_inputs(tmp_path / "clear.png")
+    Image.new("P", (4, 4)).save(tmp_path / "palette.gif.png", transparency=0)
+    with pytest.raises(ValueError, match="transparent"):
+        open_inputs(tmp_path / "palette.gif.png")
+
+
+def test_broken_image_names_its_file(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR[0].transpose(1, 2, 0)).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[:80])
+    (tmp_path / "text.jpg").write_text("no image")
+    for name in ("cut.png", "text.jpg"):
+        with pytest.raises(ValueError, match=name):
+            read_all(open_inputs(tmp_path / name))
+
+
+def test_data_sets_by_name() -> None:
+    for name, split in (("digits", "test"), ("digits:test", "train"), ("digits:train", "test")):
+        expected = data.load("digits", name.partition(":")[2] or split).float()
+        assert torch.equal(read_all(open_inputs(name, (1, 8, 8), split=split)), expected)
+    assert open_inputs("near-black", (3, 4, 5)).shape == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((3, 2, 2), 2.0), r"\[0, 1\].*image 0.*divide"),
+        (np.array([[[0.0]], [[-0.5]]]), r"\[0, 1\], got \[-0.5, -0.5\] in image 1"),
+        (np.array([[[0.0]], [[np.nan]]]), "finite.*image 1"),
+        (np.array([[[0.0]], [[np.inf]]]), "finite.*image 1"),
+        (np.zeros((3, 2, 2), np.int64), "uint8.*int64"),
+        (np.zeros((3, 2, 2), bool), "uint8.*bool"),
+        (np.zeros((0, 2, 2)), "no images"),
+        (np.zeros((3, 4)), "must be"),
+        (np.zeros((3, 4, 2, 2)), "must be"),
+        (np.float64(1), "single number"),
+        (np.array([{}]), "cannot be read"),
+    ],
+)
+def test_bad_arrays(tmp_path: Path, array: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "bad.npy", array, allow_pickle=True)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_all(open_inputs(tmp_path / "bad.npy"), 2)
+    assert "bad.npy" in str(caught.value)
+
+
+def test_an_error_counts_images_from_the_start(tmp_path: Path) -> None:
+    array = np.zeros((10, 2, 2))
+    array[7] = 3
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match="image 7"):
+        read_all(open_inputs(tmp_path / "a.npy"), 4)
+
+
+def test_wrong_shape_for_the_model(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", GREY)
+    with pytest.raises(ValueError, match=r"\(1, 28, 28\).*\(7, 1, 6, 5\)"):
+        open_inputs(tmp_path / "a.npy", (1, 28, 28))
+    with pytest.raises(ValueError, match=r"digits.*\(1, 28, 28\)"):
+        open_inputs("digits", (1, 28, 28))
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"nothing")
+    (tmp_path / "a.npz").write_bytes(b"nothing")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for name in ("a.npy", "a.npz", "empty.npy"):
+        with pytest.raises(ValueError, match=name):
+            open_inputs(tmp_path / name)
+    np.savez(tmp_path / "flip.npz", GREY)
+    raw = bytearray((tmp_path / "flip.npz").read_bytes())
+    raw[raw.index(GREY.tobytes()) + 5] ^= 1
+    (tmp_path / "flip.npz").write_bytes(raw)
+    with pytest.raises(ValueError, match="damaged"):
+        read_all(open_inputs(tmp_path / "flip.npz"))
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as archive:
+        np.save(tmp_path / "whole.npy", GREY)
+        archive.writestr("x.npy", (tmp_path / "whole.npy").read_bytes()[:-40])
+    with pytest.raises(ValueError, match="truncated"):
+        read_all(open_inputs(tmp_path / "short.npz"))
+    with zipfile.ZipFile(tmp_path / "none.npz", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(ValueError, match="it has: none"):
+        open_inputs(tmp_path / "none.npz")
+
+
+def test_objects_in_npz_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="objects"):
+        open_inputs(tmp_path / "a.npz")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*mnist"):
+        open_inputs("nowhere")
+    with pytest.raises(ValueError, match="holds no images"):
+        open_inputs(tmp_path)
+    (tmp_path / "a.csv").write_text("1")
+    with pytest.raises(ValueError, match=r"\.npy.*'\.csv'"):
+        open_inputs(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="train or test"):
+        open_inputs("digits:validation")
+    np.save(tmp_path / "a.npy", GREY)
+    with pytest.raises(ValueError, match="takes a key"):
+        open_inputs(f"{tmp_path}/a.npy:x")
