@@ -1,74 +1,251 @@
 #include "isa_kernels.hpp"
+#include "l1_row.hpp"
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
+constexpr int max_steps = 64;  // far beyond need; bounds the work on any input
+
+// The next guess after f(t) = sum with slope -count: Newton's step on f^p instead of f. It is exact
+// for densities of |w| that fall off as a box (p = 1/2), an exponential (p = 0) or a power (p < 0).
 template <class T>
-double row_threshold(const T* w, std::int64_t n, double radius) {
-  double sum = 0.0;
-  for (std::int64_t i = 0; i < n; ++i) sum += w[i] < 0 ? -double(w[i]) : double(w[i]);
-  if (sum <= radius) return 0.0;
-  double tau = 0.0;
-  std::int64_t last = -1;
-  for (;;) {
-    double s = 0.0;
-    std::int64_t c = 0;
-    for (std::int64_t i = 0; i < n; ++i) {
-      const double a = w[i] < 0 ? -double(w[i]) : double(w[i]);
-      if (a > tau) { s += a; ++c; }
+T curved_step(T t, Excess<T> f, T radius, T p) {
+  const float ratio = float(radius / f.sum);
+  const float q = float(p);
+  const float scale = q > -0.05f && q < 0.05f ? -__builtin_logf(ratio)
+                                              : (1.0f - __builtin_expf(q * __builtin_logf(ratio))) / q;
+  return t + f.sum / T(f.count) * T(scale);
+}
+
+// A guess of tau whose active set is, but for a few elements, the right one. f is known at t.
+template <class T>
+double find_active_set(const T* w, std::int64_t n, T radius, T t, Excess<T> f, T p) {
+  T floor = T(0);
+  for (int step = 0; step < max_steps; ++step) {
+    const T newton = t + (f.sum - radius) / T(f.count);
+    const T gap = (f.sum - radius) / f.sum;
+    // Elements that Newton's step is off by, from the density that f^p implies.
+    const T moved = (T(1) - p) * gap;
+    if (moved * moved * T(f.count) < T(0.25)) return double(newton);
+    if (newton > floor) floor = newton;
+    const bool curved = step < 8 && (gap > T(0.05) || gap < T(-0.05));
+    T next = curved ? curved_step(t, f, radius, p) : newton;
+    if (!(next > floor)) next = floor;
+    if (next == t) return double(t);
+    Excess<T> g = row_excess(w, n, next);
+    if (g.count == 0) {
+      if (next == floor) return double(floor);
+      next = floor;
+      g = row_excess(w, n, next);
+      if (g.count == 0) return double(floor);
     }
-    if (c == last || c == 0) return c == 0 && last < 0 ? __builtin_nan("") : tau;
-    last = c;
-    tau = (s - radius) / double(c);
+    if (curved && g.count != f.count && g.sum != f.sum) {
+      const float exponent = 1.0f - __builtin_logf(float(f.count) / float(g.count)) /
+                                        __builtin_logf(float(f.sum / g.sum));
+      p = exponent > 1.0f ? T(1) : exponent > -4.0f ? T(exponent) : T(-4);
+    }
+    t = next;
+    f = g;
+  }
+  return double(floor);
+}
+
+struct Candidate {
+  double tau;
+  std::int64_t count;  // elements of the active set that tau was computed from
+  bool final;          // the active set at tau is known to be the same
+};
+
+template <class T>
+struct RowProblem {
+  const T* w;
+  std::int64_t n;
+  double radius;
+};
+
+// tau from the active set at t; final if the set at tau is the same, which the caller checks.
+template <class T>
+Candidate polish(const RowProblem<T>& row, double guess) {
+  T t = round_down(guess, T());
+  ActiveSum a = row_active_sum(row.w, row.n, t);
+  if ((a.count == 0 || a.sum <= row.radius) && t > T(0)) {
+    t = T(0);
+    a = row_active_sum(row.w, row.n, t);
+  }
+  if (a.sum <= row.radius) return {0.0, 0, true};
+  const double tau = (a.sum - row.radius) / double(a.count);
+  return {tau, a.count, round_down(tau, T()) == t};
+}
+
+template <class T>
+Candidate first_candidate(const RowProblem<T>& row, double warm) {
+  const T radius = T(row.radius);
+  T norm;
+  double guess = 0.0;
+  constexpr T unsure = sizeof(T) == 4 ? T(1e-4) : T(1e-10);
+  if (warm > 0.0 && warm < 1e300) {
+    const T t = T(warm);
+    const Excess<T> f = row_norms_and_excess(row.w, row.n, t, norm);
+    if (norm < radius * (T(1) - unsure)) return {0.0, 0, true};
+    if (norm < T(__builtin_inf()) && norm > radius * (T(1) + unsure)) {
+      if (f.count > 0) {
+        guess = find_active_set(row.w, row.n, radius, t, f, T(0.5));
+      } else {
+        guess = find_active_set(row.w, row.n, radius, T(0), Excess<T>{norm, row.n}, T(0.5));
+      }
+    }
+  } else {
+    const Norms<T> norms = row_norms(row.w, row.n);
+    norm = norms.sum;
+    if (norm < radius * (T(1) - unsure)) return {0.0, 0, true};
+    if (norm < T(__builtin_inf()) && norm > radius * (T(1) + unsure)) {
+      // max |w| - radius is a lower bound of tau: far better than 0 where radius << max |w|.
+      const T bound = norms.max - radius;
+      const T newton = (norm - radius) / T(row.n);
+      guess = bound > newton
+                  ? find_active_set(row.w, row.n, radius, bound, row_excess(row.w, row.n, bound), T(0.5))
+                  : find_active_set(row.w, row.n, radius, T(0), Excess<T>{norm, row.n}, T(0.5));
+    }
+  }
+  if (!(norm < T(__builtin_inf()))) {
+    const double exact = row_active_sum(row.w, row.n, T(0)).sum;
+    // A NaN is active at no level, so it shows in the norm only.
+    if (norm != norm || !(exact < __builtin_inf())) return {__builtin_nan(""), 0, true};
+  }
+  return polish(row, guess);
+}
+
+// Rounding tau to a double moves the row's sum by up to count * ulp(tau), which matters in float64
+// always and in float32 where radius << max |w|.
+template <class T>
+bool needs_settling(const RowProblem<T>& row, const Candidate& c) {
+  return sizeof(T) == 8 || double(c.count) * c.tau > row.radius * 1e6;
+}
+
+// Corrects tau by the residual of the row as it will be stored, and leaves it on the side where the
+// sum is not above radius.
+template <class T>
+double settle(const RowProblem<T>& row, double tau) {
+  constexpr double ulp = 2.3e-16;
+  double raise = tau * ulp;
+  for (int step = 0; step < max_steps; ++step) {
+    const StoredSum stored = row_stored_sum(row.w, row.n, tau);
+    if (stored.count == 0) break;
+    const double over = (stored.sum - row.radius) + stored.error, count = double(stored.count);
+    if (over <= 0.0 && (step > 0 || -over <= 4.0 * ulp * row.radius + count * tau * ulp)) break;
+    const double corrected = tau + over / count;
+    if (step == 0 && corrected != tau) {
+      tau = corrected;
+    } else {
+      tau += raise;
+      raise *= 2.0;
+    }
+  }
+  return tau;
+}
+
+// Writes sign(w) max(|w| - tau, 0) and returns how many |w| > tau there are.
+template <bool streaming, class T>
+std::int64_t write_row(const T* w, T* out, std::int64_t n, double tau) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using I = typename S::I;
+  const SplitThreshold<T> parts = split(tau, T());
+  const V level = S::splat(round_down(tau, T()));
+  const V high = S::splat(parts.high), low = S::splat(parts.low);
+  I count[2] = {};
+  auto project = [&](V v, int u) {
+    const V a = S::abs(v);
+    const I active = a > level;
+    count[u] -= active;
+    return (V)(active & ((I)((a - high) - low) | S::sign(v)));
+  };
+  std::int64_t i = 0;
+  if constexpr (streaming) {
+    i = S::until_aligned(out, n);
+    if (i) S::store_first(out, project(S::load_first(w, i), 0), i);
+  }
+  for (; i + 2 * S::lanes <= n; i += 2 * S::lanes)
+    for (int u = 0; u < 2; ++u) {
+      const V value = project(S::load(w + i + u * S::lanes), u);
+      if constexpr (streaming)
+        S::stream(out + i + u * S::lanes, value);
+      else
+        S::store(out + i + u * S::lanes, value);
+    }
+  for (; i < n; i += S::lanes) {
+    if (n - i < S::lanes)
+      S::store_first(out + i, project(S::load_first(w + i, n - i), 0), n - i);
+    else
+      S::store(out + i, project(S::load(w + i), 0));
+  }
+  return count_lanes<T>(count[0] + count[1]);
+}
+
+template <class T>
+void fill_row(T* out, std::int64_t n, T value) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = value;
+}
+
+// Returns the row's threshold and, unless out is null, writes its projection.
+template <class T>
+double project_row(const RowProblem<T>& row, double warm, T* out, bool streaming) {
+  Candidate c = first_candidate(row, warm);
+  for (;;) {
+    if (c.tau == 0.0) {
+      if (out && out != row.w) __builtin_memcpy(out, row.w, std::size_t(row.n) * sizeof(T));
+      return 0.0;
+    }
+    if (c.tau != c.tau) {
+      for (std::int64_t i = 0; out && i < row.n; ++i) out[i] = T(c.tau);
+      return c.tau;
+    }
+    const bool settling = needs_settling(row, c);
+    // Writing before the check is worth it: the active set is nearly always right.
+    const bool written = out && out != row.w && !settling;
+    std::int64_t count = c.count;
+    if (written)
+      count = streaming ? write_row<true>(row.w, out, row.n, c.tau)
+                        : write_row<false>(row.w, out, row.n, c.tau);
+    else if (!c.final)
+      count = row_count(row.w, row.n, round_down(c.tau, T()));
+    if (!c.final && count != c.count) {
+      // Newton's steps rise to the root and every set is smaller than the last, so this ends. A
+      // step that does not rise moves by rounding only.
+      const Candidate next = polish(row, c.tau);
+      if (next.tau > c.tau || next.tau == 0.0) {
+        c = next;
+        continue;
+      }
+    }
+    const double tau = settling ? settle(row, c.tau) : c.tau;
+    if (out && !written) write_row<false>(row.w, out, row.n, tau);
+    return tau;
   }
 }
 
 template <class T>
 void project(const L1Ball& a) {
-  const double bytes = double(a.rows) * double(a.cols) * sizeof(T) * 4;
-  parallel_for(a.rows, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+  const double bytes = double(a.rows) * double(a.cols) * sizeof(T);
+  const bool streaming = a.out && streams(a.out, bytes, sizeof(T));
+  parallel_for(a.rows, 4.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
-      const T* w = static_cast<const T*>(a.weight) + r * a.cols;
-      const double tau = row_threshold(w, a.cols, a.radius);
-      a.threshold[r] = tau;
-      if (!a.out) continue;
-      T* out = static_cast<T*>(a.out) + r * a.cols;
-      for (std::int64_t i = 0; i < a.cols; ++i) {
-        const double d = (w[i] < 0 ? -double(w[i]) : double(w[i])) - tau;
-        out[i] = tau == 0.0 ? w[i] : d > 0 ? T(w[i] < 0 ? -d : d) : d == d ? T(0) : T(d);
-      }
+      const RowProblem<T> row{static_cast<const T*>(a.weight) + r * a.cols, a.cols, a.radius};
+      T* out = a.out ? static_cast<T*>(a.out) + r * a.cols : nullptr;
+      a.threshold[r] = project_row(row, a.warm ? a.warm[r] : 0.0, out, streaming);
     }
-  });
-}
-
-template <class T>
-void backward(const L1BallBackward& a) {
-  const double bytes = double(a.rows) * double(a.cols) * sizeof(T) * 3;
-  parallel_for(a.rows, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t r = begin; r < end; ++r) {
-      const T* w = static_cast<const T*>(a.weight) + r * a.cols;
-      const T* g = static_cast<const T*>(a.grad) + r * a.cols;
-      T* out = static_cast<T*>(a.grad_weight) + r * a.cols;
-      const double tau = a.threshold[r];
-      double s = 0.0;
-      std::int64_t c = 0;
-      for (std::int64_t i = 0; i < a.cols; ++i)
-        if ((w[i] < 0 ? -double(w[i]) : double(w[i])) > tau) { s += w[i] < 0 ? -double(g[i]) : double(g[i]); ++c; }
-      const double mean = tau > 0 && c > 0 ? s / double(c) : 0.0;
-      for (std::int64_t i = 0; i < a.cols; ++i) {
-        const bool active = tau == 0.0 || (w[i] < 0 ? -double(w[i]) : double(w[i])) > tau;
-        out[i] = active ? T(double(g[i]) - (w[i] < 0 ? -mean : mean)) : T(0);
-      }
-    }
+    if (streaming) stream_fence();
   });
 }
 
 }  // namespace
 
-void l1_ball(const L1Ball& a) { a.dtype == DType::float32 ? project<float>(a) : project<double>(a); }
-void l1_ball_backward(const L1BallBackward& a) {
-  a.dtype == DType::float32 ? backward<float>(a) : backward<double>(a);
+void l1_ball(const L1Ball& a) {
+  if (a.dtype == DType::float32)
+    project<float>(a);
+  else
+    project<double>(a);
 }
 
 }  // namespace lipvae::LIPVAE_ISA

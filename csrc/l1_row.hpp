@@ -1,0 +1,212 @@
+// Passes over one row of weights, and the search for the row's threshold tau: the root of
+// f(tau) = sum_i max(|w_i| - tau, 0) = radius.
+//
+// f is convex and piecewise linear, so Newton's step from any tau with f'(tau) < 0 lands at or below
+// the root. Steps in the row's own precision find the active set A = {|w| > tau}; the threshold is
+// then (sum_A |w| - radius) / |A| in double, a function of A alone.
+#pragma once
+
+#include "simd.hpp"
+
+namespace lipvae::LIPVAE_ISA {
+
+// Applies body(vector, first element) to the row; a last partial vector is padded with zeros.
+template <int unroll, class T, class Body>
+LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body) {
+  using S = Simd<T>;
+  std::int64_t i = 0;
+  for (; i + unroll * S::lanes <= n; i += unroll * S::lanes)
+#pragma GCC unroll 4
+    for (int u = 0; u < unroll; ++u) body(S::load(w + i + u * S::lanes), u);
+  for (; i + S::lanes <= n; i += S::lanes) body(S::load(w + i), 0);
+  if (i < n) body(S::load_first(w + i, n - i), 0);
+}
+
+// Sum over lanes, in an order that depends on nothing but the number of lanes.
+template <class T>
+LIPVAE_INLINE T add_lanes(typename Simd<T>::V v) {
+  T lane[Simd<T>::lanes];
+  Simd<T>::store(lane, v);
+  for (int width = Simd<T>::lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+template <class T>
+LIPVAE_INLINE std::int64_t count_lanes(typename Simd<T>::I v) {
+  typename Simd<T>::Int lane[Simd<T>::lanes];
+  __builtin_memcpy(lane, &v, sizeof v);
+  for (int width = Simd<T>::lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+template <class T>
+struct Norms {
+  T sum, max;
+};
+
+template <class T>
+LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n) {
+  using S = Simd<T>;
+  typename S::V sum[4] = {}, max[4] = {};
+  for_each_vector<4>(w, n, [&](typename S::V v, int u) {
+    const typename S::V a = S::abs(v);
+    sum[u] += a;
+    max[u] = S::max(a, max[u]);
+  });
+  T lane[S::lanes];
+  S::store(lane, S::max(S::max(max[0], max[1]), S::max(max[2], max[3])));
+  for (int width = S::lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+  return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), lane[0]};
+}
+
+template <class T>
+struct Excess {
+  T sum;               // sum of |w| - t over |w| > t
+  std::int64_t count;  // of |w| > t
+};
+
+// The differences |w| - t are exact near t, so the sum keeps its digits where radius << max |w|.
+template <class T>
+LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
+  using S = Simd<T>;
+  typename S::V sum[4] = {};
+  typename S::I count[2] = {};
+  const typename S::V level = S::splat(t);
+  for_each_vector<4>(w, n, [&](typename S::V v, int u) {
+    const typename S::V a = S::abs(v);
+    const typename S::I active = a > level;
+    sum[u] += S::keep(active, a - level);
+    count[u & 1] -= active;
+  });
+  return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), count_lanes<T>(count[0] + count[1])};
+}
+
+// row_norms and row_excess in one read.
+template <class T>
+LIPVAE_INLINE Excess<T> row_norms_and_excess(const T* w, std::int64_t n, T t, T& norm) {
+  using S = Simd<T>;
+  typename S::V all[2] = {}, sum[2] = {};
+  typename S::I count[2] = {};
+  const typename S::V level = S::splat(t);
+  for_each_vector<2>(w, n, [&](typename S::V v, int u) {
+    const typename S::V a = S::abs(v);
+    const typename S::I active = a > level;
+    all[u] += a;
+    sum[u] += S::keep(active, a - level);
+    count[u] -= active;
+  });
+  norm = add_lanes<T>(all[0] + all[1]);
+  return {add_lanes<T>(sum[0] + sum[1]), count_lanes<T>(count[0] + count[1])};
+}
+
+template <class T>
+LIPVAE_INLINE std::int64_t row_count(const T* w, std::int64_t n, T t) {
+  using S = Simd<T>;
+  typename S::I count[4] = {};
+  const typename S::V level = S::splat(t);
+  for_each_vector<4>(w, n, [&](typename S::V v, int u) { count[u] -= S::abs(v) > level; });
+  return count_lanes<T>((count[0] + count[1]) + (count[2] + count[3]));
+}
+
+struct ActiveSum {
+  double sum;  // of |w| over |w| > t
+  std::int64_t count;
+};
+
+// Element i always goes to accumulator i % 16, so every instruction set returns the same double.
+template <class T>
+LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
+  using S = Simd<T>;
+  using D = Simd<double>;
+  constexpr int accumulators = 16 / D::lanes;
+  constexpr int vectors = 16 / S::lanes;  // vectors of T in 16 elements
+  typename D::V sum[accumulators] = {};
+  typename S::I count{};
+  const typename S::V level = S::splat(t);
+  auto add = [&](typename S::V v, int vector) {
+    const typename S::V a = S::abs(v);
+    const typename S::I active = a > level;
+    count -= active;
+    const typename S::V kept = S::keep(active, a);
+    if constexpr (sizeof(T) == sizeof(double)) {
+      sum[vector] += kept;
+    } else {
+      typedef float Half __attribute__((vector_size(vector_bytes / 2)));
+      Half half[2];
+      __builtin_memcpy(half, &kept, sizeof kept);
+      sum[2 * vector] += __builtin_convertvector(half[0], typename D::V);
+      sum[2 * vector + 1] += __builtin_convertvector(half[1], typename D::V);
+    }
+  };
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+#pragma GCC unroll 8
+    for (int vector = 0; vector < vectors; ++vector) add(S::load(w + i + vector * S::lanes), vector);
+  for (int vector = 0; i < n; i += S::lanes, ++vector)
+    add(n - i < S::lanes ? S::load_first(w + i, n - i) : S::load(w + i), vector);
+  double lane[16];
+  __builtin_memcpy(lane, sum, sizeof lane);
+  for (int width = 8; width > 0; width /= 2)
+    for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
+  return {lane[0], count_lanes<T>(count)};
+}
+
+// The largest T not above tau: |w| > tau iff |w| > round_down(tau), for w of type T.
+LIPVAE_INLINE double round_down(double tau, double) { return tau; }
+LIPVAE_INLINE float round_down(double tau, float) {
+  const float nearest = float(tau);
+  if (!(double(nearest) > tau)) return nearest;
+  std::int32_t bits;
+  __builtin_memcpy(&bits, &nearest, sizeof bits);
+  --bits;  // tau >= 0, so nearest > 0
+  float below;
+  __builtin_memcpy(&below, &bits, sizeof below);
+  return below;
+}
+
+// tau as the sum of two numbers of type T. Rounding is monotone, so |w| > tau implies
+// (|w| - high) - low >= 0.
+template <class T>
+struct SplitThreshold {
+  T high, low;
+};
+LIPVAE_INLINE SplitThreshold<double> split(double tau, double) { return {tau, 0.0}; }
+LIPVAE_INLINE SplitThreshold<float> split(double tau, float) {
+  const float high = float(tau);
+  return {high, float(tau - double(high))};
+}
+
+struct StoredSum {
+  double sum, error;  // the sum is sum + error
+  std::int64_t count;
+};
+
+// Sum of the projected row as it is stored, without rounding (Knuth's two-sum in each lane).
+template <class T>
+inline StoredSum row_stored_sum(const T* w, std::int64_t n, double tau) {
+  const SplitThreshold<T> parts = split(tau, T());
+  const T level = round_down(tau, T());
+  double sum[8] = {}, error[8] = {};
+  std::int64_t count = 0;
+  auto add = [](double& total, double& lost, double x) {
+    const double next = total + x, back = next - total;
+    lost += (total - (next - back)) + (x - back);
+    total = next;
+  };
+  for (std::int64_t i = 0; i < n; i += 8)
+    for (int j = 0; j < 8 && i + j < n; ++j) {
+      const T magnitude = w[i + j] < T(0) ? -w[i + j] : w[i + j];
+      const bool active = magnitude > level;
+      count += active;
+      add(sum[j], error[j], active ? double((magnitude - parts.high) - parts.low) : 0.0);
+    }
+  for (int j = 1; j < 8; ++j) {
+    add(sum[0], error[0], sum[j]);
+    error[0] += error[j];
+  }
+  return {sum[0], error[0], count};
+}
+
+}  // namespace lipvae::LIPVAE_ISA

@@ -1,0 +1,177 @@
+// One vector type per scalar type, as wide as the registers of the instruction set being compiled,
+// and the few operations that GCC's vector extensions do not spell. Wider vectors than the registers
+// compile too, but run many times slower.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define LIPVAE_INLINE inline __attribute__((always_inline))
+
+namespace lipvae::LIPVAE_ISA {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+
+template <class T>
+struct Scalar;
+template <>
+struct Scalar<float> {
+  using Int = std::int32_t;
+  static constexpr int mantissa_bits = 23, exponent_bias = 127;
+};
+template <>
+struct Scalar<double> {
+  using Int = std::int64_t;
+  static constexpr int mantissa_bits = 52, exponent_bias = 1023;
+};
+
+template <class T>
+struct Simd {
+  using Int = typename Scalar<T>::Int;
+  static constexpr int lanes = vector_bytes / int(sizeof(T));
+  static constexpr int block_lanes = 16 / int(sizeof(T));  // lanes of a 16-byte block
+  static constexpr int blocks = vector_bytes / 16;
+  typedef T V __attribute__((vector_size(vector_bytes)));
+  typedef Int I __attribute__((vector_size(vector_bytes)));  // integers and masks (0 or -1)
+
+  static LIPVAE_INLINE V splat(T x) { return x - V{}; }
+  static LIPVAE_INLINE I splat_int(Int x) { return x - I{}; }
+
+  static LIPVAE_INLINE V load(const T* p) {
+    V v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static LIPVAE_INLINE void store(T* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+
+  static LIPVAE_INLINE I iota() {
+    I v{};
+    for (int i = 0; i < lanes; ++i) v[i] = i;
+    return v;
+  }
+  // All ones in the first count lanes.
+  static LIPVAE_INLINE I first(std::int64_t count) { return iota() < splat_int(Int(count)); }
+
+  // The first count < lanes elements at p, zeros after them; touches nothing beyond.
+  static LIPVAE_INLINE V load_first(const T* p, std::int64_t count) {
+#if defined(__AVX512F__)
+    const unsigned mask = (1u << count) - 1u;
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_maskz_loadu_ps(__mmask16(mask), p);
+    else
+      return (V)_mm512_maskz_loadu_pd(__mmask8(mask), p);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm256_maskload_ps(reinterpret_cast<const float*>(p), (__m256i)first(count));
+    else
+      return (V)_mm256_maskload_pd(reinterpret_cast<const double*>(p), (__m256i)first(count));
+#else
+    V v{};
+    for (int i = 0; i < count; ++i) v[i] = p[i];
+    return v;
+#endif
+  }
+  static LIPVAE_INLINE void store_first(T* p, V v, std::int64_t count) {
+#if defined(__AVX512F__)
+    const unsigned mask = (1u << count) - 1u;
+    if constexpr (sizeof(T) == 4)
+      _mm512_mask_storeu_ps(p, __mmask16(mask), (__m512)v);
+    else
+      _mm512_mask_storeu_pd(p, __mmask8(mask), (__m512d)v);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      _mm256_maskstore_ps(reinterpret_cast<float*>(p), (__m256i)first(count), (__m256)v);
+    else
+      _mm256_maskstore_pd(reinterpret_cast<double*>(p), (__m256i)first(count), (__m256d)v);
+#else
+    for (int i = 0; i < count; ++i) p[i] = v[i];
+#endif
+  }
+
+  // Elements before the first aligned address at or after p, at most n.
+  static LIPVAE_INLINE std::int64_t until_aligned(const T* p, std::int64_t n) {
+    const auto past = std::int64_t(reinterpret_cast<std::uintptr_t>(p) % vector_bytes);
+    const std::int64_t count = past ? (vector_bytes - past) / std::int64_t(sizeof(T)) : 0;
+    return count < n ? count : n;
+  }
+  // A store to an aligned address that leaves no copy in the caches.
+  static LIPVAE_INLINE void stream(T* p, V v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+    store(p, v);
+#endif
+  }
+
+  static constexpr Int sign_bit = Int(Int(1) << (8 * sizeof(Int) - 2)) * -2;
+  static LIPVAE_INLINE V abs(V v) { return (V)((I)v & ~splat_int(sign_bit)); }
+  static LIPVAE_INLINE I sign(V v) { return (I)v & splat_int(sign_bit); }
+  static LIPVAE_INLINE V keep(I mask, V v) { return (V)(mask & (I)v); }
+  static LIPVAE_INLINE V max(V a, V b) { return a > b ? a : b; }
+  static LIPVAE_INLINE V min(V a, V b) { return a < b ? a : b; }
+
+  // Bit i of the result is the sign bit of lane i.
+  static LIPVAE_INLINE unsigned movemask(I m) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      return _mm512_movepi32_mask((__m512i)m);
+    else
+      return _mm512_movepi64_mask((__m512i)m);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      return unsigned(_mm256_movemask_ps((__m256)m));
+    else
+      return unsigned(_mm256_movemask_pd((__m256d)m));
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4)
+      return unsigned(_mm_movemask_ps((__m128)m));
+    else
+      return unsigned(_mm_movemask_pd((__m128d)m));
+#elif defined(__aarch64__)
+    if constexpr (sizeof(T) == 4)
+      return vaddvq_u32((uint32x4_t)(m & (splat_int(1) << iota())));
+    else
+      return unsigned(vaddvq_u64((uint64x2_t)(m & (splat_int(1) << iota()))));
+#else
+    unsigned bits = 0;
+    for (int i = 0; i < lanes; ++i) bits |= unsigned(m[i] & 1) << i;
+    return bits;
+#endif
+  }
+  // The inverse of movemask for the low bits.
+  static LIPVAE_INLINE I mask_of(unsigned bits) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      return (I)_mm512_movm_epi32(__mmask16(bits));
+    else
+      return (I)_mm512_movm_epi64(__mmask8(bits));
+#else
+    const I place = splat_int(1) << iota();
+    return (splat_int(Int(bits)) & place) != 0;
+#endif
+  }
+};
+
+// Orders streaming stores before whatever other threads read next.
+LIPVAE_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace lipvae::LIPVAE_ISA
