@@ -12,9 +12,23 @@ from lipvae import functional, likelihoods, nn
 from lipvae._backend import backend
 from lipvae._backend import warn_without_extension as _warn_without_extension
 from lipvae.models import VAE, LipschitzVAE
+from lipvae.persistence import load, save
+from lipvae.training import DivergenceError, History, fit
 
 __version__ = "0.1.0"
 
-__all__ = ["VAE", "LipschitzVAE", "backend", "functional", "likelihoods", "nn"]
+__all__ = [
+    "VAE",
+    "DivergenceError",
+    "History",
+    "LipschitzVAE",
+    "backend",
+    "fit",
+    "functional",
+    "likelihoods",
+    "load",
+    "nn",
+    "save",
+]
 
 _warn_without_extension(_Path(__file__).parent)

@@ -4,4 +4,7 @@ from lipvae.models.lipschitz import LipschitzVAE, default_lipschitz
 from lipvae.models.posterior import NormalPosterior
 from lipvae.models.vae import VAE
 
-__all__ = ["VAE", "LipschitzVAE", "NormalPosterior", "default_lipschitz"]
+# What `lipvae.load` may build: a file names a class by its key here and by nothing else.
+MODELS: dict[str, type[VAE]] = {"VAE": VAE, "LipschitzVAE": LipschitzVAE}
+
+__all__ = ["MODELS", "VAE", "LipschitzVAE", "NormalPosterior", "default_lipschitz"]

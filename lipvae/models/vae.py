@@ -200,14 +200,23 @@ class VAE(nn.Module):
         noise = torch.randn(shape, generator=generator, device=device, dtype=like.dtype)
         return noise.to(like.device)
 
+    def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the evidence lower bound.
+
+        Args:
+            x: [B, C, H, W] in [0, 1].
+            noise: [K, B, m] of :meth:`draw_noise`.
+
+        Returns:
+            Mean over the samples of log p(x | z), and KL(q(z | x) || p(z)): [B] each, in nats,
+            differentiable.
+        """
+        posterior = self.encode(x)
+        log_likelihood = self.log_likelihood(x, posterior.rsample(noise))
+        return log_likelihood.mean(0), posterior.kl()
+
     def elbo(
-        self,
-        x: Tensor,
-        num_samples: int = 1,
-        generator: torch.Generator | None = None,
-        *,
-        noise: Tensor | None = None,
-        kl_weight: float = 1.0,
+        self, x: Tensor, num_samples: int = 1, generator: torch.Generator | None = None
     ) -> Tensor:
         """The evidence lower bound, mean over z ~ q of log p(x | z), minus KL(q || p).
 
@@ -215,17 +224,13 @@ class VAE(nn.Module):
             x: [B, C, H, W] in [0, 1].
             num_samples: samples of z for each input.
             generator: source of the noise; the global one of torch by default.
-            noise: [K, B, m] in place of `num_samples` draws.
-            kl_weight: factor of the divergence; below 1 it is no longer a lower bound.
 
         Returns:
             [B], in nats, differentiable.
         """
-        posterior = self.encode(x)
-        if noise is None:
-            noise = self.draw_noise(num_samples, len(x), generator)
-        log_likelihood = self.log_likelihood(x, posterior.rsample(noise)).mean(0)
-        return log_likelihood - kl_weight * posterior.kl()
+        noise = self.draw_noise(num_samples, len(x), generator)
+        log_likelihood, kl = self.elbo_terms(x, noise)
+        return log_likelihood - kl
 
     def forward(self, x: Tensor) -> Tensor:
         """:meth:`elbo` with one sample."""
