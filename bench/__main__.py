@@ -1,0 +1,136 @@
+"""The command line: ``python -m bench`` measures; ``report`` draws, ``check`` judges."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import bars, machine, results
+from bench.harness import Skip, run_case
+from bench.results import Row, factor, megabytes, seconds
+from bench.settings import Settings
+
+OPS = (
+    "l1_ball", "group_sort", "lipschitz_linear", "importance", "importance_linear", "vmf",
+    "training", "scoring",
+)  # fmt: skip
+
+
+def print_case(rows: Sequence[Row], skipped: dict[str, str]) -> None:
+    """One case as a table."""
+    label = results.MeasuredCase({row["provider"]: row for row in rows}).label
+    print(f"\n{rows[0]['op']}: {label}")
+    print(f"  {'':34} {'median':>9} {'q10':>9} {'q90':>9} {'/ limit':>8} {'/ ours':>8}  memory")
+    for row in rows:
+        times = (seconds(row[name]) for name in ("median_s", "q10_s", "q90_s"))
+        median, low, high = times
+        print(
+            f"  {row['provider']:34} {median:>9} {low:>9} {high:>9} {factor(row['to_limit']):>8} "
+            f"{factor(row['to_ours']):>8}  {megabytes(row['peak_extra_bytes'])}"
+        )
+    for name, reason in skipped.items():
+        print(f"  {name:34} left out: {reason}")
+
+
+def run(settings: Settings, ops: Sequence[str]) -> tuple[list[Row], list[dict[str, str]]]:
+    """Measures the cases of some ops."""
+    shared = machine.describe(settings.device)
+    rows: list[Row] = []
+    skipped: list[dict[str, str]] = []
+    print(", ".join(f"{key}: {value}" for key, value in shared.items()))
+    for op in ops:
+        module = importlib.import_module(f"bench.bench_{op}")
+        try:
+            for case in module.cases(settings):
+                found = [row | shared for row in run_case(case, settings.budget, settings.device)]
+                rows += found
+                skipped += [
+                    {"op": op, "variant": case.variant, "provider": name, "reason": reason}
+                    for name, reason in case.skipped.items()
+                ]
+                print_case(found, case.skipped)
+        except Skip as error:
+            print(f"\n{op}: left out: {error}")
+            skipped.append({"op": op, "reason": str(error)})
+    return rows, skipped
+
+
+def _measure(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Times the ops, peers and physical limits interleaved. Further commands: "
+        "`python -m bench report FILE... --out docs`, `check FILE...`, `roofline`.",
+    )
+    parser.add_argument("--op", choices=OPS, action="append", help="only this op (repeatable)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="few shapes, about two minutes")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    parser.add_argument("--check", action="store_true", help="list the bars, met and not met")
+    options = parser.parse_args(arguments)
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    rows, skipped = run(Settings(options.device, options.quick), options.op or OPS)
+    print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
+    if options.json:
+        results.save(options.json, rows, skipped)
+        print(f"written to {options.json}")
+    if options.check:
+        print("\n" + bars.table(bars.judge(rows)))
+    return 0
+
+
+def _report(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench report")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder (default: docs)")
+    options = parser.parse_args(arguments)
+    report: Any = importlib.import_module("bench.report")
+    for path in report.write(results.load(options.files), options.out):
+        print(path)
+    return 0
+
+
+def _check(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench check", description="Exits with 1 if a bar is not met."
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    verdicts = bars.judge(results.load(parser.parse_args(arguments).files))
+    print(bars.table(verdicts))
+    return int(any(v.met is False for v in verdicts))
+
+
+def _roofline(arguments: Sequence[str]) -> int:
+    argparse.ArgumentParser(prog="python -m bench roofline").parse_args(arguments)
+    torch.set_num_threads(1)
+    roofline: Any = importlib.import_module("bench.roofline")
+    print(roofline.table(roofline.measure_cpu()))
+    return 0
+
+
+COMMANDS = {"report": _report, "check": _check, "roofline": _roofline}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    return _measure(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

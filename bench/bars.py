@@ -1,0 +1,227 @@
+"""What the CPU path must show, each bar beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from bench import bench_importance, bench_importance_linear, bench_lipschitz_linear, bench_scoring
+from bench.results import MeasuredCase, Row, cases
+from bench.settings import KERNEL, PUBLIC, WARM
+
+Values = Iterator[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bound that every measured case has to keep.
+
+    Attributes:
+        op: the op it is about.
+        text: what is compared.
+        bound: the number; None where the value is only reported.
+        at_most: whether the value must stay below the bound, or above.
+        value: (label, value) of each case that the bar is about.
+    """
+
+    op: str
+    text: str
+    bound: float | None
+    at_most: bool
+    value: Callable[[list[MeasuredCase]], Values]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bar and what was measured: the best and the worst case."""
+
+    bar: Bar
+    best: float | None
+    worst: float | None
+    where: str
+    cases: int
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the worst case keeps the bound; None if nothing was measured or bounded."""
+        if self.worst is None or self.bar.bound is None:
+            return None
+        return self.worst <= self.bar.bound if self.bar.at_most else self.worst >= self.bar.bound
+
+
+def times(
+    op: str,
+    numerator: str,
+    denominator: str,
+    *,
+    keep: Callable[[Row], bool] = lambda row: True,
+) -> Callable[[list[MeasuredCase]], Values]:
+    """Ratios of two providers' times over the cases of an op that `keep` takes."""
+
+    def values(measured: list[MeasuredCase]) -> Values:
+        for case in measured:
+            if case.first["op"] == op and keep(case.first):
+                ratio = case.ratio(numerator, denominator)
+                if ratio is not None:
+                    yield case.label, ratio
+
+    return values
+
+
+def extra(op: str, provider: str, name: str) -> Callable[[list[MeasuredCase]], Values]:
+    """A further fact of a provider's rows."""
+
+    def values(measured: list[MeasuredCase]) -> Values:
+        for case in measured:
+            row = case.rows.get(provider)
+            if row is not None and case.first["op"] == op and name in row["extra"]:
+                yield case.label, row["extra"][name]
+
+    return values
+
+
+def memory(
+    op: str, numerator: str, denominator: str, keep: Callable[[Row], bool]
+) -> Callable[[list[MeasuredCase]], Values]:
+    """Ratios of the extra memory of two providers."""
+
+    def values(measured: list[MeasuredCase]) -> Values:
+        for case in measured:
+            if case.first["op"] == op and keep(case.first) and numerator in case.rows:
+                top = case.rows[numerator]["peak_extra_bytes"]
+                bottom = case.rows[denominator]["peak_extra_bytes"]
+                if top is not None and bottom is not None:
+                    yield case.label, top / max(bottom, 1)
+
+    return values
+
+
+def memory_growth(measured: list[MeasuredCase]) -> Values:
+    """Extra memory of scoring at the largest K over that at the smallest, all else equal."""
+    by_sizes: dict[tuple[object, ...], dict[int, float]] = {}
+    for case in measured:
+        row = case.rows.get(PUBLIC)
+        if case.first["op"] == "scoring" and row is not None and row["peak_extra_bytes"]:
+            sizes = dict(row["shape"])
+            k = sizes.pop("K")
+            by_sizes.setdefault((row["threads"], *sizes.items()), {})[k] = row["peak_extra_bytes"]
+    for found in by_sizes.values():
+        if len(found) > 1:
+            low, high = min(found), max(found)
+            yield f"K {low} to {high}", found[high] / found[low]
+
+
+def _variant(prefix: str) -> Callable[[Row], bool]:
+    return lambda row: row["variant"].startswith(prefix)
+
+
+def _rows_of_layers(row: Row) -> bool:
+    return row["variant"].startswith("forward") and "tiny" not in row["variant"]
+
+
+def _layer(direction: str, batch: int) -> Callable[[Row], bool]:
+    return lambda row: row["variant"] == direction and row["shape"]["batch"] == batch
+
+
+def _groups(*sizes: int) -> Callable[[Row], bool]:
+    return lambda row: row["shape"]["group_size"] in sizes
+
+
+def _exceeds_cache(row: Row) -> bool:
+    from bench.machine import cache_bytes
+
+    return row["variant"] == "forward, bernoulli" and row["work"]["bytes"] > cache_bytes()
+
+
+def _wide(row: Row) -> bool:
+    shape = row["shape"]
+    return row["variant"] == "forward, bernoulli" and (shape["K"], shape["B"], shape["D"]) == (
+        128, 128, 3072,
+    )  # fmt: skip
+
+
+FLOOR, GEMM = bench_lipschitz_linear.FLOOR, bench_importance_linear.GEMM
+READ, EAGER = bench_importance.READ, bench_scoring.EAGER
+LNETS, COMPILED = "sort (LNets)", "Newton, compiled"
+
+BARS = [
+    Bar("l1_ball", "time / copy, cold start", 6, True,
+        times("l1_ball", KERNEL, "copy", keep=_rows_of_layers)),
+    Bar("l1_ball", "time / copy, warm start", 4.5, True,
+        times("l1_ball", WARM, "copy", keep=_rows_of_layers)),
+    Bar("l1_ball", "LNets / kernel, cold start", 100, False,
+        times("l1_ball", LNETS, KERNEL, keep=_rows_of_layers)),
+    Bar("l1_ball", "LNets / kernel, warm start as layers run it", 100, False,
+        times("l1_ball", LNETS, WARM, keep=_rows_of_layers)),
+    Bar("l1_ball", "compiled Newton / kernel, cold start", 2.5, False,
+        times("l1_ball", COMPILED, KERNEL, keep=_rows_of_layers)),
+    Bar("l1_ball", "float32 error / radius", 2.0**-21, True,
+        extra("l1_ball", KERNEL, "relative_error")),
+    *(
+        Bar("lipschitz_linear", f"time / nn.Linear and ReLU, {direction}, batch {batch}",
+            1.15 if batch == 128 else None, True,
+            times("lipschitz_linear", PUBLIC, FLOOR, keep=_layer(direction, batch)))
+        for direction in ("forward", "forward and backward")
+        for batch in bench_lipschitz_linear.BATCHES
+    ),
+    Bar("group_sort", "time / copy, g = 2", 1.2, True,
+        times("group_sort", KERNEL, "copy", keep=_groups(2))),
+    Bar("group_sort", "time / copy, g = 4, 8", 2.6, True,
+        times("group_sort", KERNEL, "copy", keep=_groups(4, 8))),
+    Bar("group_sort", "bytes kept for the backward pass, an entry", 0.5, True,
+        extra("group_sort", PUBLIC, "saved_bytes_per_entry")),
+    Bar("importance", "time / one read, Bernoulli beyond the cache", 1.5, True,
+        times("importance", KERNEL, READ, keep=_exceeds_cache)),
+    Bar("importance", "eager / time, Bernoulli", 15, False,
+        times("importance", "eager", PUBLIC, keep=_variant("forward, bernoulli"))),
+    Bar("importance", "compiled / time, Bernoulli", 5, False,
+        times("importance", "compiled", PUBLIC, keep=_variant("forward, bernoulli"))),
+    *(
+        Bar("importance", f"time / one read, {family}", None, True,
+            times("importance", KERNEL, READ, keep=_variant(f"forward, {family}")))
+        for family in bench_importance.FAMILY_SHAPES
+    ),
+    Bar("importance_linear", "time / bare GEMM, Bernoulli", 1.1, True,
+        times("importance_linear", PUBLIC, GEMM, keep=_variant("forward, bernoulli"))),
+    Bar("importance_linear", "extra memory, eager / ours, K = B = 128, D = 3072", 40, False,
+        memory("importance_linear", "eager", PUBLIC, _wide)),
+    Bar("training", "step / step of the plain VAE, fc", 1.2, True,
+        times("training", PUBLIC, "VAE", keep=_variant("fc"))),
+    Bar("scoring", "eager pipeline / Scorer, K = 128", 1.5, False,
+        times("scoring", EAGER, PUBLIC, keep=lambda row: row["shape"]["K"] == 128)),
+    Bar("scoring", "growth of extra memory with K", 1.25, True, memory_growth),
+]  # fmt: skip
+
+
+def judge(rows: Iterable[Row]) -> list[Verdict]:
+    """Every bar against rows measured on CPUs."""
+    measured = cases(row for row in rows if row["device"] == "cpu")
+    verdicts = []
+    for bar in BARS:
+        values = sorted(bar.value(measured), key=lambda pair: pair[1], reverse=not bar.at_most)
+        if not values:
+            verdicts.append(Verdict(bar, None, None, "", 0))
+            continue
+        (_, best), (where, worst) = values[0], values[-1]
+        verdicts.append(Verdict(bar, best, worst, where, len(values)))
+    return verdicts
+
+
+def table(verdicts: Iterable[Verdict]) -> str:
+    """Markdown."""
+    lines = [
+        "| op | what | bar | best | worst | worst at | cases | met |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for v in verdicts:
+        sign = "≤" if v.bar.at_most else "≥"
+        bound = "reported" if v.bar.bound is None else f"{sign} {v.bar.bound:.3g}"
+        met = {True: "yes", False: "**no**", None: ""}[v.met]
+        if v.worst is None:
+            met = "not measured"
+        best, worst = ("" if x is None else f"{x:.3g}" for x in (v.best, v.worst))
+        lines.append(
+            f"| {v.bar.op} | {v.bar.text} | {bound} | {best} | {worst} | {v.where} | {v.cases} "
+            f"| {met} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""lipschitz_linear: the layer against nn.Linear and ReLU, its floor."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.bench_l1_ball import ADAM_STEP, RADIUS, rows
+from bench.harness import Case, Provider
+from bench.peers import l1_ball as l1_ball_peers
+from bench.peers.compiled import compiled
+from bench.peers.lipschitz_linear import NewtonLayer, ReluLayer, SortLayer
+from bench.settings import PUBLIC, Settings, peer
+from lipvae.nn import LipschitzLinear
+
+FLOOR, GEMM = "nn.Linear and ReLU", "bare GEMM"
+SHAPES = [(784, 512), (512, 512), (1024, 1024)]
+BATCHES = (1, 128, 4096)
+
+
+def alternating(layers: list[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Calls one layer after the other."""
+    following = itertools.cycle(layers).__next__
+    return lambda x: following()(x)
+
+
+def steps_apart(weight: Tensor, bias: Tensor) -> list[nn.Module]:
+    """Two layers one optimiser step apart that share their thresholds.
+
+    Called in turns, each starts Newton's method from the thresholds of slightly other weights, as
+    in training, and not from its own solution.
+    """
+    out_features, in_features = weight.shape
+    step = ADAM_STEP * torch.randn_like(weight).sign()
+    layers: list[nn.Module] = []
+    for value in (weight, weight + step):
+        layer = LipschitzLinear(in_features, out_features, lipschitz=RADIUS, group_size=2)
+        layer = layer.to(weight.device)
+        with torch.no_grad():
+            layer.weight.copy_(value)
+            layer.bias.copy_(bias)
+        layers.append(layer)
+    layers[1].threshold = layers[0].threshold
+    return layers
+
+
+def _runs(direction: str, x: Tensor, grad: Tensor) -> Callable[[Any, list[Tensor]], Any]:
+    def forward(layer: Callable[[Tensor], Tensor], _: list[Tensor]) -> Callable[[], Any]:
+        return lambda: layer(x)
+
+    def both(layer: Callable[[Tensor], Tensor], wrt: list[Tensor]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(layer(x), [x, *wrt], grad, allow_unused=True)
+
+    return forward if direction == "forward" else both
+
+
+def layer_case(
+    direction: str, shape: tuple[int, int], batch: int, settings: Settings, *, compile_: bool
+) -> Case:
+    """One direction: "forward", which records for the backward pass, or "forward and backward"."""
+    in_features, out_features = shape
+    weight = rows("initial", (out_features, in_features), settings)
+    bias = 0.1 * settings.randn(out_features, seed=4)
+    x = settings.rand(batch, in_features, seed=5).requires_grad_()
+    grad = settings.randn(batch, out_features, seed=6)
+    out, weight_t = torch.empty(batch, out_features, device=settings.device), weight.t()
+    run = _runs(direction, x, grad)
+    ours = steps_apart(weight, bias)
+    floors: list[nn.Module] = [ReluLayer(*shape).to(settings.device) for _ in range(2)]
+
+    def parameters(layers: list[nn.Module]) -> list[Tensor]:
+        return [p for layer in layers for p in layer.parameters()]
+
+    providers = [
+        Provider(FLOOR, "limit", run(alternating(floors), parameters(floors)), graph=True),
+        Provider(PUBLIC, "ours", run(alternating(ours), parameters(ours)), FLOOR, graph=True),
+    ]
+    if direction == "forward":
+        data = x.detach()
+        providers.append(Provider(GEMM, "limit", lambda: torch.mm(data, weight_t, out=out)))
+    skipped: dict[str, str] = {}
+    steps = l1_ball_peers.newton_steps(weight, RADIUS)
+
+    def lnets() -> Callable[[], Any]:
+        layer = SortLayer(weight, bias, RADIUS)
+        return run(layer, [layer.weight, layer.bias])
+
+    def newton(wrap: Callable[[nn.Module], Any]) -> Callable[[], Any]:
+        layer = NewtonLayer(weight, bias, RADIUS, steps)
+        return run(wrap(layer), [layer.weight, layer.bias])
+
+    peer(providers, skipped, "LNets and deel-torchlip", lnets)
+    peer(providers, skipped, "Newton, min and max, eager", lambda: newton(lambda layer: layer))
+    if compile_:
+        peer(providers, skipped, "Newton, min and max, compiled", lambda: newton(compiled))
+    multiply = 2.0 * batch * in_features * out_features
+    return Case(
+        "lipschitz_linear", direction, {"batch": batch, "in": in_features, "out": out_features},
+        x.dtype, providers, skipped=skipped,
+        work={"operations": multiply * (1 if direction == "forward" else 3)},
+    )  # fmt: skip
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    shapes = SHAPES[:1] if settings.quick else SHAPES
+    batches = (1, 128) if settings.quick else BATCHES
+    for shape in shapes:
+        for batch in batches:
+            for direction in ("forward", "forward and backward"):
+                compile_ = shape == shapes[0] and batch == 128
+                compile_ &= not (settings.quick and direction == "forward")
+                yield layer_case(direction, shape, batch, settings, compile_=compile_)

@@ -1,0 +1,99 @@
+"""scoring: images a second through the Scorer, against an eager pipeline and the bare GEMMs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+import lipvae
+from bench.bench_training import HIDDEN, lipschitz_vae
+from bench.harness import Case, Provider
+from bench.peers import pipeline
+from bench.settings import PUBLIC, Settings, peer
+from lipvae.scoring import Scorer
+
+GEMM = "the decoder's GEMMs"
+EAGER = "eager [K, B, D]"
+
+# Images by (channels, side): D = 64, 784 and 3072.
+BASE = {"K": 128, "B": 64, "channels": 1, "side": 28, "m": 10}
+GROWTH = [
+    *({"K": k} for k in (16, 512, 2048)),
+    *({"B": b} for b in (1, 8, 256)),
+    *({"channels": c, "side": s} for c, s in ((1, 8), (3, 32))),
+    *({"m": m} for m in (2, 70, 500)),
+]
+# Logits that an eager pipeline may materialise here; above this it is left out.
+EAGER_NUMBERS = 60_000_000
+
+
+def decoder_products(model: lipvae.VAE, count: int) -> Callable[[], None]:
+    """The decoder's matrix products for `count` latent points, image by image of K rows."""
+    layers = [layer for layer in model.decoder.modules() if isinstance(layer, nn.Linear)]
+    weights = [layer.weight.detach().t() for layer in layers]
+    device = weights[0].device
+    inputs = [torch.rand(count, w.shape[0], device=device) for w in weights]
+    outputs = [torch.empty(count, w.shape[1], device=device) for w in weights]
+
+    def run() -> None:
+        for a, w, out in zip(inputs, weights, outputs, strict=True):
+            torch.mm(a, w, out=out)
+
+    return run
+
+
+def repeated(run: Callable[[], None], times: int) -> Callable[[], None]:
+    """Calls `run` again and again."""
+
+    def all_of_them() -> None:
+        for _ in range(times):
+            run()
+
+    return all_of_them
+
+
+def scoring_case(changed: dict[str, int], settings: Settings, *, pyod: bool = False) -> Case:
+    """The base sizes, some of them changed."""
+    sizes = BASE | changed
+    k, b, side = sizes["K"], sizes["B"], sizes["side"]
+    input_shape = (sizes["channels"], side, side)
+    d = sizes["channels"] * side * side
+    model = lipschitz_vae(
+        settings,
+        input_shape=input_shape, latent_dim=sizes["m"], architecture="fc", hidden=HIDDEN,
+    ).eval()  # fmt: skip
+    x: Tensor = (settings.rand(b, *input_shape) * 255).round() / 255
+    scorer = Scorer(model, num_samples=k)
+    providers = [
+        Provider(GEMM, "limit", repeated(decoder_products(model, k), b)),
+        Provider(PUBLIC, "ours", lambda: scorer(x), memory=True),
+    ]
+    skipped: dict[str, str] = {}
+    if k * b * d <= EAGER_NUMBERS:
+        peer(
+            providers, skipped, EAGER,
+            lambda: lambda: pipeline.eager_scores(model, x, k), memory=True,
+        )  # fmt: skip
+    else:
+        skipped[EAGER] = f"{k * b * d:.1e} logits at once are too many for this run"
+    if pyod and not settings.cuda:
+
+        def detector() -> Callable[[], object]:
+            fitted = pipeline.pyod_vae(settings.rand(256, *input_shape), sizes["m"], HIDDEN)
+            flat = x.flatten(1).numpy()
+            return lambda: fitted.decision_function(flat)
+
+        peer(providers, skipped, "PyOD VAE, reconstruction error", detector)
+    shape = {"K": k, "B": b, "D": d, "m": sizes["m"]}
+    return Case(
+        "scoring", "fc" if not changed else f"fc, {'/'.join(changed)} varied", shape, x.dtype,
+        providers, skipped=skipped, work={"images": float(b)},
+    )  # fmt: skip
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    yield scoring_case({"B": 16} if settings.quick else {}, settings, pyod=True)
+    for changed in ({"K": 512, "B": 16},) if settings.quick else GROWTH:
+        yield scoring_case(changed, settings)
