@@ -32,14 +32,15 @@ std::vector<const KernelTable*> find_usable() {
   // The built-in also asks XGETBV, so a system that does not save the wide registers reads as
   // lacking them.
   __builtin_cpu_init();
+  [[maybe_unused]] const bool has_avx2 = __builtin_cpu_supports("avx2") &&
+                                         __builtin_cpu_supports("fma") &&
+                                         __builtin_cpu_supports("popcnt");
 #endif
 #ifdef LIPVAE_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    usable.push_back(&avx2::kernel_table);
+  if (has_avx2) usable.push_back(&avx2::kernel_table);
 #endif
 #ifdef LIPVAE_HAVE_AVX512
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
     usable.push_back(&avx512::kernel_table);
 #endif

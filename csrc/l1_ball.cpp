@@ -1,120 +1,12 @@
 #include "isa_kernels.hpp"
 #include "l1_row.hpp"
+#include "l1_search.hpp"
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
-constexpr int max_steps = 64;  // far beyond need; bounds the work on any input
-
-// The next guess after f(t) = sum with slope -count: Newton's step on f^p instead of f. It is exact
-// for densities of |w| that fall off as a box (p = 1/2), an exponential (p = 0) or a power (p < 0).
-template <class T>
-T curved_step(T t, Excess<T> f, T radius, T p) {
-  const float ratio = float(radius / f.sum);
-  const float q = float(p);
-  const float scale = q > -0.05f && q < 0.05f ? -__builtin_logf(ratio)
-                                              : (1.0f - __builtin_expf(q * __builtin_logf(ratio))) / q;
-  return t + f.sum / T(f.count) * T(scale);
-}
-
-// A guess of tau whose active set is, but for a few elements, the right one. f is known at t.
-template <class T>
-double find_active_set(const T* w, std::int64_t n, T radius, T t, Excess<T> f, T p) {
-  T floor = T(0);
-  for (int step = 0; step < max_steps; ++step) {
-    const T newton = t + (f.sum - radius) / T(f.count);
-    const T gap = (f.sum - radius) / f.sum;
-    // Elements that Newton's step is off by, from the density that f^p implies.
-    const T moved = (T(1) - p) * gap;
-    if (moved * moved * T(f.count) < T(0.25)) return double(newton);
-    if (newton > floor) floor = newton;
-    const bool curved = step < 8 && (gap > T(0.05) || gap < T(-0.05));
-    T next = curved ? curved_step(t, f, radius, p) : newton;
-    if (!(next > floor)) next = floor;
-    if (next == t) return double(t);
-    Excess<T> g = row_excess(w, n, next);
-    if (g.count == 0) {
-      if (next == floor) return double(floor);
-      next = floor;
-      g = row_excess(w, n, next);
-      if (g.count == 0) return double(floor);
-    }
-    if (curved && g.count != f.count && g.sum != f.sum) {
-      const float exponent = 1.0f - __builtin_logf(float(f.count) / float(g.count)) /
-                                        __builtin_logf(float(f.sum / g.sum));
-      p = exponent > 1.0f ? T(1) : exponent > -4.0f ? T(exponent) : T(-4);
-    }
-    t = next;
-    f = g;
-  }
-  return double(floor);
-}
-
-struct Candidate {
-  double tau;
-  std::int64_t count;  // elements of the active set that tau was computed from
-  bool final;          // the active set at tau is known to be the same
-};
-
-template <class T>
-struct RowProblem {
-  const T* w;
-  std::int64_t n;
-  double radius;
-};
-
-// tau from the active set at t; final if the set at tau is the same, which the caller checks.
-template <class T>
-Candidate polish(const RowProblem<T>& row, double guess) {
-  T t = round_down(guess, T());
-  ActiveSum a = row_active_sum(row.w, row.n, t);
-  if ((a.count == 0 || a.sum <= row.radius) && t > T(0)) {
-    t = T(0);
-    a = row_active_sum(row.w, row.n, t);
-  }
-  if (a.sum <= row.radius) return {0.0, 0, true};
-  const double tau = (a.sum - row.radius) / double(a.count);
-  return {tau, a.count, round_down(tau, T()) == t};
-}
-
-template <class T>
-Candidate first_candidate(const RowProblem<T>& row, double warm) {
-  const T radius = T(row.radius);
-  T norm;
-  double guess = 0.0;
-  constexpr T unsure = sizeof(T) == 4 ? T(1e-4) : T(1e-10);
-  if (warm > 0.0 && warm < 1e300) {
-    const T t = T(warm);
-    const Excess<T> f = row_norms_and_excess(row.w, row.n, t, norm);
-    if (norm < radius * (T(1) - unsure)) return {0.0, 0, true};
-    if (norm < T(__builtin_inf()) && norm > radius * (T(1) + unsure)) {
-      if (f.count > 0) {
-        guess = find_active_set(row.w, row.n, radius, t, f, T(0.5));
-      } else {
-        guess = find_active_set(row.w, row.n, radius, T(0), Excess<T>{norm, row.n}, T(0.5));
-      }
-    }
-  } else {
-    const Norms<T> norms = row_norms(row.w, row.n);
-    norm = norms.sum;
-    if (norm < radius * (T(1) - unsure)) return {0.0, 0, true};
-    if (norm < T(__builtin_inf()) && norm > radius * (T(1) + unsure)) {
-      // max |w| - radius is a lower bound of tau: far better than 0 where radius << max |w|.
-      const T bound = norms.max - radius;
-      const T newton = (norm - radius) / T(row.n);
-      guess = bound > newton
-                  ? find_active_set(row.w, row.n, radius, bound, row_excess(row.w, row.n, bound), T(0.5))
-                  : find_active_set(row.w, row.n, radius, T(0), Excess<T>{norm, row.n}, T(0.5));
-    }
-  }
-  if (!(norm < T(__builtin_inf()))) {
-    const double exact = row_active_sum(row.w, row.n, T(0)).sum;
-    // A NaN is active at no level, so it shows in the norm only.
-    if (norm != norm || !(exact < __builtin_inf())) return {__builtin_nan(""), 0, true};
-  }
-  return polish(row, guess);
-}
+constexpr int max_settling_steps = 64;
 
 // Rounding tau to a double moves the row's sum by up to count * ulp(tau), which matters in float64
 // always and in float32 where radius << max |w|.
@@ -129,7 +21,7 @@ template <class T>
 double settle(const RowProblem<T>& row, double tau) {
   constexpr double ulp = 2.3e-16;
   double raise = tau * ulp;
-  for (int step = 0; step < max_steps; ++step) {
+  for (int step = 0; step < max_settling_steps; ++step) {
     const StoredSum stored = row_stored_sum(row.w, row.n, tau);
     if (stored.count == 0) break;
     const double over = (stored.sum - row.radius) + stored.error, count = double(stored.count);

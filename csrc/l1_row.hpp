@@ -1,9 +1,4 @@
-// Passes over one row of weights, and the search for the row's threshold tau: the root of
-// f(tau) = sum_i max(|w_i| - tau, 0) = radius.
-//
-// f is convex and piecewise linear, so Newton's step from any tau with f'(tau) < 0 lands at or below
-// the root. Steps in the row's own precision find the active set A = {|w| > tau}; the threshold is
-// then (sum_A |w| - radius) / |A| in double, a function of A alone.
+// Passes over one row of weights.
 #pragma once
 
 #include "simd.hpp"
@@ -41,6 +36,15 @@ LIPVAE_INLINE std::int64_t count_lanes(typename Simd<T>::I v) {
 }
 
 template <class T>
+LIPVAE_INLINE T max_lanes(typename Simd<T>::V v) {
+  T lane[Simd<T>::lanes];
+  Simd<T>::store(lane, v);
+  for (int width = Simd<T>::lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+  return lane[0];
+}
+
+template <class T>
 struct Norms {
   T sum, max;
 };
@@ -54,11 +58,8 @@ LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n) {
     sum[u] += a;
     max[u] = S::max(a, max[u]);
   });
-  T lane[S::lanes];
-  S::store(lane, S::max(S::max(max[0], max[1]), S::max(max[2], max[3])));
-  for (int width = S::lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-  return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), lane[0]};
+  return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])),
+          max_lanes<T>(S::max(S::max(max[0], max[1]), S::max(max[2], max[3])))};
 }
 
 template <class T>
@@ -85,19 +86,20 @@ LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
 
 // row_norms and row_excess in one read.
 template <class T>
-LIPVAE_INLINE Excess<T> row_norms_and_excess(const T* w, std::int64_t n, T t, T& norm) {
+LIPVAE_INLINE Excess<T> row_norms_and_excess(const T* w, std::int64_t n, T t, Norms<T>& norms) {
   using S = Simd<T>;
-  typename S::V all[2] = {}, sum[2] = {};
+  typename S::V all[2] = {}, sum[2] = {}, max[2] = {};
   typename S::I count[2] = {};
   const typename S::V level = S::splat(t);
   for_each_vector<2>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
     const typename S::I active = a > level;
     all[u] += a;
+    max[u] = S::max(a, max[u]);
     sum[u] += S::keep(active, a - level);
     count[u] -= active;
   });
-  norm = add_lanes<T>(all[0] + all[1]);
+  norms = {add_lanes<T>(all[0] + all[1]), max_lanes<T>(S::max(max[0], max[1]))};
   return {add_lanes<T>(sum[0] + sum[1]), count_lanes<T>(count[0] + count[1])};
 }
 
@@ -108,6 +110,21 @@ LIPVAE_INLINE std::int64_t row_count(const T* w, std::int64_t n, T t) {
   const typename S::V level = S::splat(t);
   for_each_vector<4>(w, n, [&](typename S::V v, int u) { count[u] -= S::abs(v) > level; });
   return count_lanes<T>((count[0] + count[1]) + (count[2] + count[3]));
+}
+
+// row_excess that also lists the magnitudes |w| > t, in order. active has room for n + 16.
+LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t, float* active) {
+  using S = Simd<float>;
+  S::V sum[2] = {};
+  std::int64_t count = 0;
+  const S::V level = S::splat(t);
+  for_each_vector<2>(w, n, [&](S::V v, int u) {
+    const S::V a = S::abs(v);
+    const S::I above = a > level;
+    sum[u] += S::keep(above, a - level);
+    count += store_compressed(active + count, a, above);
+  });
+  return {add_lanes<float>(sum[0] + sum[1]), count};
 }
 
 struct ActiveSum {
@@ -133,11 +150,10 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
     if constexpr (sizeof(T) == sizeof(double)) {
       sum[vector] += kept;
     } else {
-      typedef float Half __attribute__((vector_size(vector_bytes / 2)));
-      Half half[2];
-      __builtin_memcpy(half, &kept, sizeof kept);
-      sum[2 * vector] += __builtin_convertvector(half[0], typename D::V);
-      sum[2 * vector + 1] += __builtin_convertvector(half[1], typename D::V);
+      typename D::V low, high;
+      widen(kept, low, high);
+      sum[2 * vector] += low;
+      sum[2 * vector + 1] += high;
     }
   };
   std::int64_t i = 0;

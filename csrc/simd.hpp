@@ -122,8 +122,47 @@ struct Simd {
   static LIPVAE_INLINE V abs(V v) { return (V)((I)v & ~splat_int(sign_bit)); }
   static LIPVAE_INLINE I sign(V v) { return (I)v & splat_int(sign_bit); }
   static LIPVAE_INLINE V keep(I mask, V v) { return (V)(mask & (I)v); }
-  static LIPVAE_INLINE V max(V a, V b) { return a > b ? a : b; }
-  static LIPVAE_INLINE V min(V a, V b) { return a < b ? a : b; }
+  // a < b ? a : b and a > b ? a : b in each lane: b where either is NaN.
+  static LIPVAE_INLINE V min(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_min_ps((__m512)a, (__m512)b);
+    else
+      return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm256_min_ps((__m256)a, (__m256)b);
+    else
+      return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm_min_ps((__m128)a, (__m128)b);
+    else
+      return (V)_mm_min_pd((__m128d)a, (__m128d)b);
+#else
+    return a < b ? a : b;
+#endif
+  }
+  static LIPVAE_INLINE V max(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_max_ps((__m512)a, (__m512)b);
+    else
+      return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm256_max_ps((__m256)a, (__m256)b);
+    else
+      return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm_max_ps((__m128)a, (__m128)b);
+    else
+      return (V)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
+    return a > b ? a : b;
+#endif
+  }
 
   // Bit i of the result is the sign bit of lane i.
   static LIPVAE_INLINE unsigned movemask(I m) {
@@ -153,19 +192,97 @@ struct Simd {
     return bits;
 #endif
   }
-  // The inverse of movemask for the low bits.
-  static LIPVAE_INLINE I mask_of(unsigned bits) {
+  // Swaps the lanes of a and b whose bit is set; the inverse of movemask's order.
+  static LIPVAE_INLINE void swap_where(unsigned bits, V& a, V& b) {
+    const V low = a;
 #if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4)
-      return (I)_mm512_movm_epi32(__mmask16(bits));
-    else
-      return (I)_mm512_movm_epi64(__mmask8(bits));
+    if constexpr (sizeof(T) == 4) {
+      a = (V)_mm512_mask_blend_ps(__mmask16(bits), (__m512)low, (__m512)b);
+      b = (V)_mm512_mask_blend_ps(__mmask16(bits), (__m512)b, (__m512)low);
+    } else {
+      a = (V)_mm512_mask_blend_pd(__mmask8(bits), (__m512d)low, (__m512d)b);
+      b = (V)_mm512_mask_blend_pd(__mmask8(bits), (__m512d)b, (__m512d)low);
+    }
+#elif defined(__AVX2__)
+    // The blend reads sign bits only, so each lane shifts its own bit there.
+    const I mask = splat_int(Int(bits)) << (splat_int(8 * sizeof(T) - 1) - iota());
+    if constexpr (sizeof(T) == 4) {
+      a = (V)_mm256_blendv_ps((__m256)low, (__m256)b, (__m256)mask);
+      b = (V)_mm256_blendv_ps((__m256)b, (__m256)low, (__m256)mask);
+    } else {
+      a = (V)_mm256_blendv_pd((__m256d)low, (__m256d)b, (__m256d)mask);
+      b = (V)_mm256_blendv_pd((__m256d)b, (__m256d)low, (__m256d)mask);
+    }
 #else
     const I place = splat_int(1) << iota();
-    return (splat_int(Int(bits)) & place) != 0;
+    const I mask = (splat_int(Int(bits)) & place) != 0;
+    a = mask ? b : low;
+    b = mask ? low : b;
 #endif
   }
 };
+
+// The lanes of a float vector as doubles, in order.
+LIPVAE_INLINE void widen(Simd<float>::V v, Simd<double>::V& low, Simd<double>::V& high) {
+  using D = Simd<double>::V;
+#if defined(__AVX512F__)
+  low = (D)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+  high = (D)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(__AVX2__)
+  low = (D)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+  high = (D)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#elif defined(__SSE2__)
+  low = (D)_mm_cvtps_pd((__m128)v);
+  high = (D)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v));
+#elif defined(__aarch64__)
+  low = (D)vcvt_f64_f32(vget_low_f32((float32x4_t)v));
+  high = (D)vcvt_high_f64_f32((float32x4_t)v);
+#else
+  for (int i = 0; i < Simd<double>::lanes; ++i) {
+    low[i] = v[i];
+    high[i] = v[Simd<double>::lanes + i];
+  }
+#endif
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each set of lanes, their numbers in ascending order, a byte each.
+struct CompressTable {
+  std::uint64_t order[256];
+};
+constexpr CompressTable make_compress_table() {
+  CompressTable table{};
+  for (int set = 0; set < 256; ++set) {
+    int place = 0;
+    for (int lane = 0; lane < 8; ++lane)
+      if (set >> lane & 1) table.order[set] |= std::uint64_t(lane) << (8 * place++);
+  }
+  return table;
+}
+alignas(64) constexpr CompressTable compress_table = make_compress_table();
+#endif
+
+// Stores the lanes of v whose mask is set, side by side, and returns how many. Writes a whole
+// vector at p.
+LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::I mask) {
+  using S = Simd<float>;
+  const unsigned set = S::movemask(mask);
+#if defined(__AVX512F__)
+  _mm512_storeu_ps(p, _mm512_maskz_compress_ps(__mmask16(set), (__m512)v));
+  return __builtin_popcount(set);
+#elif defined(__AVX2__)
+  const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(compress_table.order + set));
+  _mm256_storeu_ps(p, _mm256_permutevar8x32_ps((__m256)v, _mm256_cvtepu8_epi32(order)));
+  return __builtin_popcount(set);
+#else
+  int count = 0;
+  for (int i = 0; i < S::lanes; ++i) {
+    p[count] = v[i];
+    count += set >> i & 1;
+  }
+  return count;
+#endif
+}
 
 // Orders streaming stores before whatever other threads read next.
 LIPVAE_INLINE void stream_fence() {
