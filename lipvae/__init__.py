@@ -13,6 +13,7 @@ from lipvae._backend import backend
 from lipvae._backend import warn_without_extension as _warn_without_extension
 from lipvae.models import VAE, LipschitzVAE
 from lipvae.persistence import load, save
+from lipvae.scoring import Scorer
 from lipvae.training import DivergenceError, History, fit
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "DivergenceError",
     "History",
     "LipschitzVAE",
+    "Scorer",
     "backend",
     "fit",
     "functional",

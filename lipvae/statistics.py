@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LARGEST = torch.finfo(torch.float64).max
+
 
 @dataclass(frozen=True)
 class ImportanceStatistics:
@@ -50,11 +52,11 @@ class ImportanceAccumulator:
     """
 
     def __init__(self) -> None:
-        self._count = 0
         self._ll = _Moments()
         self._log_weight = _Moments()
-        self._peak: Tensor | None = None
-        self._sum = self._square_sum = torch.zeros((), dtype=torch.float64)
+        self._peak: Tensor
+        self._sum: Tensor
+        self._square_sum: Tensor
 
     def update(self, log_likelihood: Tensor, log_prior: Tensor, log_posterior: Tensor) -> None:
         """Adds samples.
@@ -66,19 +68,19 @@ class ImportanceAccumulator:
         """
         ll = log_likelihood.double()
         log_weight = ll + log_prior.double() - log_posterior.double()
-        self._count += len(ll)
         self._ll.merge(ll)
         self._log_weight.merge(log_weight)
-        peak = log_weight.amax(0)
-        if self._peak is not None:
+        # Finite, so that weights of zero (or of infinity) don't become infinity minus infinity.
+        peak = log_weight.amax(0).clamp(-_LARGEST, _LARGEST)
+        if self._ll.count > len(ll):
             peak = torch.maximum(peak, self._peak)
-            scale = _exp_difference(self._peak, peak)
-            self._sum = self._sum * scale
-            self._square_sum = self._square_sum * scale.square()
-        weight = _exp_difference(log_weight, peak)
-        self._sum = self._sum + weight.sum(0)
-        self._square_sum = self._square_sum + weight.square().sum(0)
-        self._peak = peak
+        weight = torch.exp(log_weight - peak)
+        total, square_total = weight.sum(0), weight.square().sum(0)
+        if self._ll.count > len(ll):
+            scale = torch.exp(self._peak - peak)
+            total = total + self._sum * scale
+            square_total = square_total + self._square_sum * scale.square()
+        self._peak, self._sum, self._square_sum = peak, total, square_total
 
     def statistics(self) -> ImportanceStatistics:
         """The statistics of all samples so far.
@@ -86,23 +88,18 @@ class ImportanceAccumulator:
         Raises:
             ValueError: before the first update.
         """
-        if self._peak is None:
+        if not self._ll.count:
             raise ValueError("no samples were added: call update() first")
         return ImportanceStatistics(
             log_likelihood_mean=self._ll.mean,
             hole_indicator=self._ll.std(),
             stds_of_lls=self._log_weight.std(),
-            is_log_likelihood=self._peak + self._sum.log() - math.log(self._count),
+            is_log_likelihood=self._peak + (self._sum / self._ll.count).log(),
             elbo=self._log_weight.mean,
             kl=self._ll.mean - self._log_weight.mean,
             ess=self._sum.square() / self._square_sum,
-            num_samples=self._count,
+            num_samples=self._ll.count,
         )
-
-
-def _exp_difference(x: Tensor, peak: Tensor) -> Tensor:
-    """exp(x - peak), 1 where both are the same infinity."""
-    return torch.where(x == peak, torch.ones_like(x), torch.exp(x - peak))
 
 
 class _Moments:
@@ -110,13 +107,13 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros((), dtype=torch.float64)
-        self.square = torch.zeros((), dtype=torch.float64)
+        self.mean: Tensor
+        self.square: Tensor
 
     def merge(self, x: Tensor) -> None:
         count = len(x)
-        mean = x.mean(0)
-        square = (x - mean).square().sum(0)
+        variance, mean = torch.var_mean(x, 0, correction=0)
+        square = variance * count
         if self.count:
             delta = mean - self.mean
             total = self.count + count

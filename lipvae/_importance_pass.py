@@ -1,0 +1,151 @@
+"""One encode and one decode pass over the samples of each input, equation (5).
+
+On a CPU every image goes alone through the encoder and the decoder, in tiles of a fixed number of
+samples and by one thread: a matrix product rounds by its shape and by the number of its threads.
+What is left, elementwise in z and sums over k, is done for a few images at once; the shapes are
+padded to multiples of any vector, so that all images take the same path. On an accelerator images
+go through everything in blocks of a fixed size, the last one padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lipvae import ops
+from lipvae._workers import for_each
+from lipvae.models import VAE
+from lipvae.noise import standard_normal
+from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
+
+# Samples decoded at once. The logits of 128 samples of 784 pixels (0.4 MB) stay in the cache, and
+# a matrix product of 128 rows already runs at full speed.
+TILE = 128
+
+# Images of a CPU block: one vector of doubles, so that no sum treats its last columns differently.
+GROUP = 8
+
+# Noise that is kept instead of being drawn again for every image, in bytes.
+NOISE_BUDGET = 4 << 20
+
+_STATISTICS = [field.name for field in fields(ImportanceStatistics) if field.name != "num_samples"]
+
+
+class NoiseTiles:
+    """The noise of samples 0 to K - 1, float64 tiles [K', 1, m]; the same for every input.
+
+    Args:
+        num_samples: K.
+        seed: of the Philox stream.
+        dim: m.
+    """
+
+    def __init__(self, num_samples: int, seed: int, dim: int) -> None:
+        self.num_samples, self._seed, self._dim = num_samples, seed, dim
+        self._starts = range(0, num_samples, TILE)
+        self._kept = self._starts[: NOISE_BUDGET // (8 * TILE * dim)]
+        self._tiles: dict[tuple[torch.device, int], Tensor] = {}
+
+    def on(self, device: torch.device) -> Iterator[Tensor]:
+        """Yields the tiles."""
+        for start in self._starts:
+            tile = self._tiles.get((device, start))
+            if tile is None:
+                count = min(TILE, self.num_samples - start)
+                noise = standard_normal(self._seed, count, self._dim, start=start)
+                tile = noise.unsqueeze(1).to(device)
+                if start in self._kept:
+                    self._tiles[device, start] = tile
+            yield tile
+
+
+class ImportancePass:
+    """Encodes, samples, decodes and reduces.
+
+    Args:
+        model: in evaluation mode.
+        noise: of the K samples.
+    """
+
+    def __init__(self, model: VAE, noise: NoiseTiles) -> None:
+        self._model = model
+        self._noise = noise
+        self._head = model.decoder_head()
+        self._dtype = next(model.parameters()).dtype
+
+    def run(self, x: Tensor, block: int) -> ImportanceStatistics:
+        """The statistics of each image.
+
+        Args:
+            x: [B, C, H, W].
+            block: images in a block on an accelerator. On a CPU the blocks are small, and as many
+                are computed at once as torch has threads.
+        """
+        alone = x.device.type == "cpu"
+        size = GROUP if alone else block
+        table = x.new_empty(len(_STATISTICS), len(x), dtype=torch.float64)
+
+        def work(i: int) -> None:
+            columns = slice(i * size, (i + 1) * size)
+            with torch.inference_mode():
+                statistics = self._block(x[columns], size, alone)
+                rows = torch.stack([getattr(statistics, name) for name in _STATISTICS])
+                table[:, columns] = rows[:, : len(x) - columns.start]
+
+        blocks = -(-len(x) // size)
+        if alone:
+            for_each(blocks, work)
+        else:
+            for i in range(blocks):
+                work(i)
+        rows = dict(zip(_STATISTICS, table, strict=True))
+        return ImportanceStatistics(**rows, num_samples=self._noise.num_samples)
+
+    def _block(self, x: Tensor, size: int, alone: bool) -> ImportanceStatistics:
+        """The statistics of `size` images, of which the last repeats where `x` has fewer."""
+        # Copies: rows of a batch differ in their alignment, these don't.
+        parts = [x[i : i + 1].clone() for i in range(len(x))] if alone else [_padded(x, size)]
+        # In double from here on: rounding of z would enter the densities, not the samples.
+        posterior = _joined([self._model._encode(part) for part in parts], size)
+        targets = [part.flatten(1) for part in parts]
+        accumulator = ImportanceAccumulator()
+        for noise in self._noise.on(x.device):
+            z = posterior.rsample(noise)
+            low = z.to(self._dtype)
+            columns = low.split(1, 1) if alone else [low]
+            found = [self._log_likelihood(z_i, t) for z_i, t in zip(columns, targets, strict=False)]
+            accumulator.update(
+                _padded(torch.cat(found, 1), size, 1),
+                self._model.log_prior(z),
+                posterior.log_prob(z),
+            )
+        return accumulator.statistics()
+
+    def _log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
+        """log p(x | z_k), [K', B]."""
+        model, head = self._model, self._head
+        if head is None:
+            return ops.importance(model.decode(z), target, model.likelihood.name)
+        hidden = model.decode_hidden(z)
+        return ops.importance_linear(hidden, head.weight, head.bias, target, model.likelihood.name)
+
+
+def _padded(x: Tensor, size: int, dim: int = 0) -> Tensor:
+    """`x` with its last slice repeated up to `size`."""
+    short = size - x.shape[dim]
+    if not short:
+        return x
+    return torch.cat([x, *[x.narrow(dim, -1, 1)] * short], dim)
+
+
+def _joined(posteriors: list[Any], size: int) -> Any:
+    """The posteriors of all rows in one, with parameters in double, padded to `size` rows."""
+    joined = {
+        field.name: _padded(torch.cat([getattr(p, field.name) for p in posteriors]), size).double()
+        for field in fields(posteriors[0])
+    }
+    return replace(posteriors[0], **joined)

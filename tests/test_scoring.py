@@ -1,0 +1,442 @@
+"""The Scorer: what a score depends on, what it agrees with, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lipvae
+from lipvae import _importance_pass, reference
+from lipvae._importance_pass import ImportancePass, NoiseTiles
+from lipvae._workers import for_each
+from lipvae.models import VAE, LipschitzVAE
+from lipvae.noise import standard_normal
+from lipvae.scores import SCORES
+from lipvae.scoring import Scorer
+
+SHAPE = (1, 8, 8)
+MODELS = {
+    "fc": lambda: VAE(SHAPE, 3, "fc", (32, 32)),
+    "fc-lipschitz": lambda: LipschitzVAE(SHAPE, 3, "fc", (32, 32)),
+    "conv": lambda: VAE((3, 8, 8), 3, "conv", (8, 16)),
+    "conv-lipschitz": lambda: LipschitzVAE(SHAPE, 3, "conv", (8, 16)),
+    "gaussian": lambda: VAE(SHAPE, 3, "fc", (32,), "gaussian"),
+    "categorical256": lambda: VAE((1, 3, 3), 3, "fc", (16,), "categorical256"),
+    "wide": lambda: VAE((1, 28, 28), 10, "fc", (300, 200)),
+}
+
+
+def make(name: str = "fc") -> VAE:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    with torch.no_grad():  # spread the samples, as training does
+        for parameter in model.decoder.parameters():
+            parameter.mul_(2)
+    return model.eval()
+
+
+def images(model: VAE, n: int, seed: int = 1) -> Tensor:
+    levels = torch.rand(n, *model.input_shape, generator=torch.Generator().manual_seed(seed))
+    return (levels * 255).round() / 255
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def eager(model: VAE, x: Tensor, num_samples: int, seed: int) -> dict[str, Tensor]:
+    """The statistics by a plain pipeline that holds [K, B, D] in memory."""
+    with torch.no_grad():
+        posterior = model.encode(x)
+        noise = standard_normal(seed, num_samples, model.latent_dim).unsqueeze(1).to(x.dtype)
+        z = posterior.loc + posterior.scale * noise
+        ll = reference.importance(model.decode(z), x.flatten(1), model.likelihood.name)
+        normal = torch.distributions.Normal
+        prior = normal(0.0, 1.0).log_prob(z).sum(-1)
+        log_posterior = normal(posterior.loc, posterior.scale).log_prob(z).sum(-1)
+    return reference.importance_statistics(ll, prior, log_posterior)
+
+
+ORIENTED = {
+    "hole_indicator": ("hole_indicator", 1),
+    "stds_of_lls": ("stds_of_lls", 1),
+    "is_log_likelihood": ("is_log_likelihood", -1),
+    "elbo": ("elbo", -1),
+    "log_likelihood": ("log_likelihood_mean", -1),
+    "kl": ("kl", 1),
+    "ess": ("ess", -1),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("num_samples", [2, 100, 300])
+def test_agrees_with_the_eager_pipeline_in_double(name: str, num_samples: int) -> None:
+    model = make(name).double()
+    x = images(model, 11).double()
+    truth = eager(model, x, num_samples, seed=3)
+    scores = Scorer(model, num_samples=num_samples, seed=3)(x)
+    assert set(scores) == set(SCORES) == set(ORIENTED)
+    for score, (statistic, sign) in ORIENTED.items():
+        assert scores[score].dtype == torch.float64
+        assert torch.allclose(scores[score], sign * truth[statistic], rtol=1e-9, atol=1e-9), score
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float32_is_close_to_double(name: str) -> None:
+    model = make(name)
+    x = images(model, 11)
+    truth = eager(copy.deepcopy(model).double(), x.double(), 200, seed=0)
+    scores = Scorer(model, num_samples=200)(x)
+    scale = truth["log_likelihood_mean"].abs() + 3 * truth["hole_indicator"]
+    for score in ("hole_indicator", "stds_of_lls", "is_log_likelihood", "elbo", "log_likelihood"):
+        statistic, sign = ORIENTED[score]
+        error = (scores[score] - sign * truth[statistic]).abs() / scale
+        assert error.max() < 4e-6, score
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_batch_order_or_neighbour_reaches_a_score(name: str, threads: int) -> None:
+    model = make(name)
+    scorer = Scorer(model, num_samples=150)
+    x = images(model, 21)
+    whole = scorer(x)
+    order = torch.randperm(21, generator=torch.Generator().manual_seed(2))
+    assert same(scorer(x[order]), {k: v[order] for k, v in whole.items()})
+    for size in (1, 3, 8):
+        parts = [scorer(part) for part in x.split(size)]
+        assert same({k: torch.cat([p[k] for p in parts]) for k in whole}, whole), size
+    for start in (1, 4, 13):
+        assert same(scorer(x[start:]), {k: v[start:] for k, v in whole.items()}), start
+    others = torch.cat([x[4:5], torch.zeros_like(x[:6]), torch.ones_like(x[:6])])
+    assert same(
+        {k: v[:1] for k, v in scorer(others).items()}, {k: v[4:5] for k, v in whole.items()}
+    )
+    strided = torch.empty(*x.shape, 2)[..., 0].copy_(x)
+    assert same(scorer(strided), whole)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_threads_do_not_reach_a_score(name: str) -> None:
+    model = make(name)
+    x = images(model, 30)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 8):
+            torch.set_num_threads(count)
+            found.append(Scorer(model, num_samples=130)(x))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert all(same(scores, found[0]) for scores in found[1:])
+
+
+@pytest.mark.slow
+def test_processes_with_other_thread_counts_agree() -> None:
+    script = textwrap.dedent("""
+        import hashlib, torch, lipvae
+        torch.manual_seed(0)
+        model = lipvae.VAE((1, 28, 28), 10, "fc").eval()
+        x = torch.rand(40, 1, 28, 28)
+        scores = lipvae.Scorer(model)(x)
+        flat = torch.stack(list(scores.values())).numpy().tobytes()
+        print(hashlib.sha256(flat).hexdigest())
+    """)
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", f"import torch; torch.set_num_threads({count})\n{script}"],
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for count in (1, 2, 6)
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+def test_scores_work_in_a_forked_child() -> None:
+    script = textwrap.dedent("""
+        import os, sys, torch, lipvae
+        torch.set_num_threads(2)
+        model = lipvae.VAE((1, 8, 8), 2, "fc", (16,)).eval()
+        x = torch.rand(9, 1, 8, 8)
+        scorer = lipvae.Scorer(model, num_samples=4)
+        here = scorer(x)["elbo"]  # starts the threads, which a child does not inherit
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(scorer(x)["elbo"], here) else 1)
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("tile", [1, 16, 64, 1000])
+def test_the_tile_is_only_rounding(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    model = make().double()
+    x = images(model, 5).double()
+    expected = Scorer(model, num_samples=150)(x)
+    monkeypatch.setattr(_importance_pass, "TILE", tile)
+    scores = Scorer(model, num_samples=150)(x)
+    for name, score in scores.items():
+        assert torch.allclose(score, expected[name], rtol=1e-10, atol=1e-10), name
+
+
+def test_noise_beyond_the_budget_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    x = images(model, 9)
+    expected = Scorer(model, num_samples=300)(x)
+    monkeypatch.setattr(_importance_pass, "NOISE_BUDGET", 8 * 128 * 3)
+    scorer = Scorer(model, num_samples=300)
+    assert same(scorer(x), expected)
+    assert len(scorer._noise._tiles) == 1
+
+
+@pytest.mark.parametrize("name", ["fc", "conv-lipschitz"])
+def test_blocks_of_an_accelerator(name: str) -> None:
+    # The path of an accelerator, on the CPU: padded blocks.
+    model = make(name)
+    x = images(model, 5)
+    samples = ImportancePass(model, NoiseTiles(150, 0, 3))
+    with torch.inference_mode():
+        whole = samples._block(x, 8, alone=False)
+        alone = samples._block(x, 8, alone=True)
+    for score in SCORES.values():
+        ours, expected = score.statistic(whole)[:5], score.statistic(alone)[:5]
+        assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-4), score.name
+    with torch.inference_mode():
+        assert torch.equal(whole.elbo[4:], whole.elbo[4:5].expand(4))  # the padding
+        moved = samples._block(x.flip(0), 8, alone=False)
+    assert torch.allclose(moved.elbo[:5].flip(0), whole.elbo[:5], rtol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("name", ["fc", "conv"])
+def test_memory_does_not_grow_with_the_samples(name: str) -> None:
+    model = make(name)
+    x = images(model, 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the mode sees its own thread
+    try:
+        found = []
+        for num_samples in (256, 4096):
+            scorer = Scorer(model, num_samples=num_samples)
+            with LargestTensor() as largest:
+                scorer(x)
+            found.append(largest.bytes)
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
+    assert found[1] <= 4 * _importance_pass.TILE * 8 * 3 * 64  # never [K, B, D]
+
+
+def test_seed_and_samples_matter() -> None:
+    model = make()
+    x = images(model, 4)
+    base = Scorer(model, num_samples=16)(x)
+    for other in (Scorer(model, num_samples=16, seed=1), Scorer(model, num_samples=17)):
+        assert not (other(x)["hole_indicator"] == base["hole_indicator"]).any()
+    assert same(Scorer(model, num_samples=16)(x), base)
+    torch.manual_seed(123)
+    assert same(Scorer(model, num_samples=16)(x), base)
+
+
+def test_names_and_default_scores() -> None:
+    model = make()
+    x = images(model, 2)
+    assert Scorer(model).names == tuple(SCORES)
+    one = Scorer(model, num_samples=1)
+    assert "hole_indicator" not in one.names
+    assert all(torch.isfinite(score).all() for score in one(x).values())
+    chosen = Scorer(model, scores=("elbo", "hole_indicator"), num_samples=4)
+    assert list(chosen(x)) == ["elbo", "hole_indicator"]
+    assert "num_samples=4" in repr(chosen)
+
+
+def test_statistics_keep_their_own_signs() -> None:
+    model = make()
+    x = images(model, 6)
+    scorer = Scorer(model, num_samples=32)
+    scores, statistics = scorer(x), scorer.statistics(x)
+    assert statistics.num_samples == 32
+    assert torch.equal(scores["is_log_likelihood"], -statistics.is_log_likelihood)
+    assert (statistics.ess >= 1 - 1e-9).all()
+    assert (statistics.ess <= 32 + 1e-9).all()
+    assert (statistics.is_log_likelihood >= statistics.elbo).all()  # Jensen
+
+
+def test_modes_and_gradients_are_left_as_they_were() -> None:
+    model = make("conv-lipschitz")
+    model.decoder.insert(1, nn.Dropout(0.5))
+    model.train()
+    model.trunk.eval()
+    modes = [module.training for module in model.modules()]
+    x = images(model, 3).requires_grad_()
+    scorer = Scorer(model, num_samples=8)
+    scores = scorer(x)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert not any(score.requires_grad or score.is_inference() for score in scores.values())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert same(scorer(x.detach()), scores)  # no dropout
+    model.elbo(x.detach()).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_an_error_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("fc-lipschitz").train()
+    scorer = Scorer(model, num_samples=8)
+    x = images(model, 30)
+    expected = scorer(x)
+
+    def broken(z: Tensor) -> Tensor:
+        raise OSError("out of paper")
+
+    monkeypatch.setattr(model, "decode_hidden", broken)
+    with pytest.raises(OSError, match="paper"):
+        scorer(x)
+    assert model.training
+    monkeypatch.undo()
+    assert same(scorer(x), expected)
+
+
+def test_weights_may_change_between_calls() -> None:
+    model = make("fc-lipschitz")
+    scorer = Scorer(model, num_samples=8)
+    x = images(model, 2)
+    before = scorer(x)
+    with torch.no_grad():
+        model.loc.weight.mul_(-1)
+    assert not torch.equal(scorer(x)["elbo"], before["elbo"])
+
+
+def test_stream() -> None:
+    model = make()
+    x = images(model, 20)
+    scorer = Scorer(model, num_samples=8)
+    pulled = []
+
+    def batches() -> Iterator[Tensor]:
+        for part in x.split(6):
+            pulled.append(len(part))
+            yield part
+
+    stream = scorer.stream(batches())
+    first = next(stream)
+    assert pulled == [6]
+    parts = [first, *stream]
+    assert same({k: torch.cat([p[k] for p in parts]) for k in first}, scorer(x))
+
+
+def test_the_callers_backend_holds_in_the_threads(threads: int) -> None:
+    model = make()
+    with lipvae.backend("triton"), pytest.raises(RuntimeError, match="triton"):
+        Scorer(model, num_samples=8)(images(model, 20))
+    with lipvae.backend("reference"):
+        assert len(Scorer(model, num_samples=8)(images(model, 20))["elbo"]) == 20
+
+
+def test_other_floating_types_are_converted() -> None:
+    model = make()
+    x = images(model, 3)
+    scorer = Scorer(model, num_samples=8)
+    assert same(scorer(x.double()), scorer(x))
+    assert same(scorer(x.half().float()), scorer(x.half()))
+
+
+BAD = [
+    (lambda x: x.numpy(), TypeError, "x must be a torch.Tensor, got ndarray"),
+    (lambda x: (x * 255).to(torch.uint8), TypeError, "uint8; divide 8-bit pixels by 255"),
+    (lambda x: x.long(), TypeError, "floating point.*int64"),
+    (lambda x: x[0], ValueError, r"\[B, 1, 8, 8\], got .*\(1, 8, 8\)"),
+    (lambda x: x.flatten(1), ValueError, r"\[B, 1, 8, 8\], got .*\(4, 64\)"),
+    (lambda x: x.expand(4, 3, 8, 8), ValueError, r"\[B, 1, 8, 8\]"),
+    (lambda x: x[:0], ValueError, "empty batch"),
+    (lambda x: x.to("meta"), ValueError, "device cpu, got meta"),
+    (lambda x: x.index_fill(0, torch.tensor([1]), torch.nan), ValueError, "finite, got 64 NaN"),
+    (lambda x: x.index_fill(0, torch.tensor([1]), torch.inf), ValueError, "finite"),
+    (lambda x: x * 255, ValueError, r"\[0, 1\].*divide 8-bit"),
+    (lambda x: x - 0.5, ValueError, r"\[0, 1\], got \[-0.5"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_inputs(change, error: type[Exception], message: str) -> None:  # type: ignore[no-untyped-def]
+    model = make()
+    x = images(model, 4)
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = 0.0, 1.0
+    with pytest.raises(error, match=message):
+        Scorer(model, num_samples=4)(change(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_samples": 0}, ValueError, "num_samples"),
+        ({"num_samples": 1.5}, TypeError, "num_samples"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 2**64}, ValueError, "seed"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"scores": ()}, ValueError, "at least one"),
+        ({"scores": "elbo"}, TypeError, "sequence of names, got 'elbo'"),
+        ({"scores": ("elbo", "nonsense")}, ValueError, "hole_indicator.*got 'nonsense'"),
+        ({"scores": ("elbo", "elbo")}, ValueError, "repeat"),
+        ({"scores": ("hole_indicator",), "num_samples": 1}, ValueError, "at least 2, got 1"),
+    ],
+)
+def test_bad_arguments(arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Scorer(make(), **arguments)
+
+
+def test_the_model_must_be_one() -> None:
+    with pytest.raises(TypeError, match=r"model must be a lipvae\.VAE, got Linear"):
+        Scorer(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_workers_run_everything_once_and_with_one_thread(threads: int) -> None:
+    seen: list[tuple[int, int]] = []
+    for_each(50, lambda i: seen.append((i, torch.get_num_threads())))
+    assert sorted(seen) == [(i, 1) for i in range(50)]
+    for_each(0, lambda i: pytest.fail("called"))
+
+
+def test_workers_stop_at_the_first_error(threads: int) -> None:
+    started = []
+
+    def work(i: int) -> None:
+        started.append(i)
+        raise KeyError(i)
+
+    with pytest.raises(KeyError):
+        for_each(1000, work)
+    assert len(started) <= threads
+    assert torch.get_num_threads() == threads
