@@ -21,6 +21,8 @@ OPS = (
     "l1_ball", "group_sort", "lipschitz_linear", "importance", "importance_linear", "vmf",
     "training", "scoring",
 )  # fmt: skip
+OUT = Path("out")
+FILES_HELP = f"runs' rows (default: {OUT}/bench-*.json)"
 
 
 def print_case(rows: Sequence[Row], skipped: dict[str, str]) -> None:
@@ -62,6 +64,19 @@ def run(settings: Settings, ops: Sequence[str]) -> tuple[list[Row], list[dict[st
     return rows, skipped
 
 
+def default_path(options: argparse.Namespace) -> Path:
+    """out/bench-..., which a report reads; a quick run is kept apart from it."""
+    parts = ["quick" if options.quick else "bench", options.device, f"{options.threads}-threads"]
+    return OUT / ("-".join([*parts, *(options.op or [])]) + ".json")
+
+
+def _files(given: Sequence[Path]) -> list[Path]:
+    found = list(given) or sorted(OUT.glob("bench-*.json"))
+    if not found:
+        raise SystemExit(f"no {OUT}/bench-*.json here: run `python -m bench` first, or name files")
+    return found
+
+
 def _measure(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
@@ -72,7 +87,9 @@ def _measure(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="few shapes, about two minutes")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where to write the rows (default: in out/)"
+    )
     parser.add_argument("--check", action="store_true", help="list the bars, met and not met")
     options = parser.parse_args(arguments)
     if options.threads < 1:
@@ -84,9 +101,9 @@ def _measure(arguments: Sequence[str]) -> int:
     start = time.perf_counter()
     rows, skipped = run(Settings(options.device, options.quick), options.op or OPS)
     print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
-    if options.json:
-        results.save(options.json, rows, skipped)
-        print(f"written to {options.json}")
+    path = options.json or default_path(options)
+    results.save(path, rows, skipped)
+    print(f"written to {path}")
     if options.check:
         print("\n" + bars.table(bars.judge(rows)))
     return 0
@@ -94,11 +111,11 @@ def _measure(arguments: Sequence[str]) -> int:
 
 def _report(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench report")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help=FILES_HELP)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder (default: docs)")
     options = parser.parse_args(arguments)
     report: Any = importlib.import_module("bench.report")
-    for path in report.write(results.load(options.files), options.out):
+    for path in report.write(results.load(_files(options.files)), options.out):
         print(path)
     return 0
 
@@ -107,8 +124,8 @@ def _check(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench check", description="Exits with 1 if a bar is not met."
     )
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    verdicts = bars.judge(results.load(parser.parse_args(arguments).files))
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help=FILES_HELP)
+    verdicts = bars.judge(results.load(_files(parser.parse_args(arguments).files)))
     print(bars.table(verdicts))
     return int(any(v.met is False for v in verdicts))
 

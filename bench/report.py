@@ -1,0 +1,204 @@
+"""Draws the plots and writes the tables of docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+from bench import bars, results
+from bench.results import MeasuredCase, Row, factor, megabytes, seconds
+
+PAGE = "performance.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Times of one op against one size.
+
+    Attributes:
+        op: the op.
+        name: of the file, after "performance-".
+        axis: label of the size.
+        size: of a row; None leaves the row out.
+    """
+
+    op: str
+    name: str
+    axis: str
+    size: Callable[[Row], float | None]
+
+
+def _product(variant: str, *names: str) -> Callable[[Row], float | None]:
+    def size(row: Row) -> float | None:
+        if row["variant"] != variant or row["data"] != "resident":
+            return None
+        total = 1.0
+        for name in names:
+            total *= row["shape"][name]
+        return total
+
+    return size
+
+
+def _growth(name: str) -> Callable[[Row], float | None]:
+    def size(row: Row) -> float | None:
+        base = row["variant"] == "fc"
+        varied = row["variant"] == f"fc, {name} varied"
+        if name == "D":
+            varied = row["variant"] == "fc, channels/side varied"
+        return float(row["shape"][name]) if base or varied else None
+
+    return size
+
+
+def _layer(row: Row) -> float | None:
+    shape = row["shape"]
+    kept = row["variant"] == "forward and backward" and (shape["in"], shape["out"]) == (784, 512)
+    return float(shape["batch"]) if kept else None
+
+
+def _vmf(row: Row) -> float | None:
+    m = row["shape"]["m"]
+    return float(m) if row["variant"] == f"kappa={float(m):g}" else None
+
+
+def _bernoulli(row: Row) -> float | None:
+    return _product("forward, bernoulli", "K", "B", "D")(row)
+
+
+PLOTS = (
+    Plot("l1_ball", "l1_ball", "entries (initial rows)",
+         _product("forward, initial rows", "rows", "cols")),
+    Plot("group_sort", "group_sort", "entries (g = 2)",
+         lambda row: _product("forward, g=2", "batch", "features")(row)
+         if "features" in row["shape"] else None),
+    Plot("lipschitz_linear", "lipschitz_linear", "batch (784 to 512, both directions)", _layer),
+    Plot("importance", "importance", "logits (Bernoulli)", _bernoulli),
+    Plot("importance_linear", "importance_linear", "logits (Bernoulli)", _bernoulli),
+    Plot("vmf", "vmf", "dimension m (concentration m)", _vmf),
+    *(Plot("scoring", f"scoring-{name}", f"{name}", _growth(name)) for name in "KBDm"),
+)  # fmt: skip
+
+
+def _line(axes: Axes, name: str, points: list[tuple[float, float]], role: str) -> None:
+    style = {"ours": "o-", "peer": "s--", "limit": "k:"}[role]
+    xs, ys = zip(*sorted(points), strict=True)
+    axes.plot(xs, ys, style, label=name, markersize=4, linewidth=2 if role == "ours" else 1)
+
+
+def draw(plot: Plot, rows: Iterable[Row], path: Path) -> bool:
+    """Time, and ratio to the limit, against size; False if there is nothing to draw."""
+    time_points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    ratio_points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows:
+        size = plot.size(row) if row["op"] == plot.op else None
+        if size is None:
+            continue
+        key = (row["provider"], row["role"])
+        time_points.setdefault(key, []).append((size, row["median_s"] * 1e3))
+        if row["to_limit"]:
+            ratio_points.setdefault(key, []).append((size, row["to_limit"]))
+    if not time_points:
+        return False
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for (name, role), points in time_points.items():
+        _line(left, name, points, role)
+    for (name, role), points in ratio_points.items():
+        _line(right, name, points, role)
+    right.axhline(1, color="black", linestyle=":", linewidth=1)
+    left.set_ylabel("median time of a call, ms")
+    right.set_ylabel("time / limit")
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log", xlabel=plot.axis)
+        axes.grid(alpha=0.3)
+    left.legend(fontsize="small")
+    figure.suptitle(plot.op)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+def _machine(row: Row) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    return (
+        f"{row['device_name']}, {row['cores']} cores, {row['threads']} thread(s), "
+        f"instruction set {row['isa']}; {versions}; {row['date'][:10]}"
+    )
+
+
+def case_table(measured: Sequence[MeasuredCase]) -> str:
+    """Markdown: each of ours against its limit, and the peers against ours."""
+    lines = [
+        "| case | provider | median | 10 % | 90 % | time / limit | limit | time / ours | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in measured:
+        for i, row in enumerate(case.rows.values()):
+            lines.append(
+                f"| {case.label if not i else ''} | {row['provider']} "
+                f"| {seconds(row['median_s'])} | {seconds(row['q10_s'])} "
+                f"| {seconds(row['q90_s'])} | {factor(row['to_limit'])} | {row['limit'] or ''} "
+                f"| {factor(row['to_ours'])} | {megabytes(row['peak_extra_bytes'])} |"
+            )
+    return "\n".join(lines)
+
+
+def section(rows: Sequence[Row], images: Sequence[Path]) -> str:
+    """The measured part of the page."""
+    machines = dict.fromkeys(_machine(row) for row in rows)
+    parts = ["Measured on:", "\n".join(f"- {line}" for line in machines)]
+    if any(row["device"] == "cpu" for row in rows):
+        parts += ["### Bars", bars.table(bars.judge(rows))]
+    if not any(row["device"] == "cuda" for row in rows):
+        parts.append("GPU: not measured on a GPU.")
+    for op in dict.fromkeys(row["op"] for row in rows):
+        parts.append(f"### {op}")
+        names = {plot.name for plot in PLOTS if plot.op == op}
+        parts += [
+            f"![{op}: time and ratio to the limit]({image.name})"
+            for image in images
+            if image.stem.removeprefix("performance-") in names
+        ]
+        parts.append(case_table(results.cases(row for row in rows if row["op"] == op)))
+    return "\n\n".join(parts)
+
+
+def replace_section(page: str, text: str) -> str:
+    """The page with `text` between its markers.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
+    if BEGIN not in page or END not in page:
+        raise ValueError(f"the page must hold the lines {BEGIN} and {END}")
+    before, rest = page.split(BEGIN, 1)
+    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}"
+
+
+def write(rows: Sequence[Row], out: Path) -> list[Path]:
+    """Draws all plots into `out` and fills the tables of its performance.md.
+
+    Plots come from rows of one thread on a CPU where there are any, else from all rows.
+
+    Returns:
+        The files written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [row for row in rows if row["device"] == "cpu" and row["threads"] == 1] or list(rows)
+    images = []
+    for plot in PLOTS:
+        path = out / f"performance-{plot.name}.png"
+        if draw(plot, drawn, path):
+            images.append(path)
+    page = out / PAGE
+    old = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
+    page.write_text(replace_section(old, section(rows, images)))
+    return [*images, page]
