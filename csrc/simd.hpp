@@ -192,8 +192,8 @@ struct Simd {
     return bits;
 #endif
   }
-  // Swaps the lanes of a and b whose bit is set; the inverse of movemask's order.
-  static LIPVAE_INLINE void swap_where(unsigned bits, V& a, V& b) {
+  // Swaps lane i of a and b where bit i is set; bits above the lanes are ignored.
+  static LIPVAE_INLINE void swap_where(Int bits, V& a, V& b) {
     const V low = a;
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
@@ -205,7 +205,7 @@ struct Simd {
     }
 #elif defined(__AVX2__)
     // The blend reads sign bits only, so each lane shifts its own bit there.
-    const I mask = splat_int(Int(bits)) << (splat_int(8 * sizeof(T) - 1) - iota());
+    const I mask = splat_int(bits) << (splat_int(8 * sizeof(T) - 1) - iota());
     if constexpr (sizeof(T) == 4) {
       a = (V)_mm256_blendv_ps((__m256)low, (__m256)b, (__m256)mask);
       b = (V)_mm256_blendv_ps((__m256)b, (__m256)low, (__m256)mask);
@@ -215,7 +215,7 @@ struct Simd {
     }
 #else
     const I place = splat_int(1) << iota();
-    const I mask = (splat_int(Int(bits)) & place) != 0;
+    const I mask = (splat_int(bits) & place) != 0;
     a = mask ? b : low;
     b = mask ? low : b;
 #endif

@@ -1,0 +1,156 @@
+// Moves groups of g neighbours between memory and registers: e[i] holds element i of as many groups
+// as a vector has lanes, in order. Works in 16-byte blocks, since wider shuffles cost more.
+#pragma once
+
+#include <utility>
+
+#include "simd.hpp"
+
+namespace lipvae::LIPVAE_ISA {
+
+// Pattern::at(i) in [0, 2 n_block) picks, inside each block, from the lanes of a and then of b.
+template <class T, class Pattern, std::size_t... lane>
+LIPVAE_INLINE typename Simd<T>::V shuffle_blocks(typename Simd<T>::V a, typename Simd<T>::V b,
+                                                 std::index_sequence<lane...>) {
+  using S = Simd<T>;
+  constexpr auto source = [](int i) {
+    const int block = i / S::block_lanes, pick = Pattern::at(i % S::block_lanes);
+    return block * S::block_lanes + pick % S::block_lanes + (pick < S::block_lanes ? 0 : S::lanes);
+  };
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, source(int(lane))...);
+#else
+  return __builtin_shuffle(a, b, typename S::I{typename S::Int(source(int(lane)))...});
+#endif
+}
+template <class T, class Pattern>
+LIPVAE_INLINE typename Simd<T>::V shuffle_blocks(typename Simd<T>::V a, typename Simd<T>::V b) {
+  return shuffle_blocks<T, Pattern>(a, b, std::make_index_sequence<Simd<T>::lanes>());
+}
+
+template <int n>
+struct InterleaveLow {
+  static constexpr int at(int i) { return i / 2 + (i % 2) * n; }
+};
+template <int n>
+struct InterleaveHigh {
+  static constexpr int at(int i) { return n / 2 + i / 2 + (i % 2) * n; }
+};
+struct Even {
+  static constexpr int at(int i) { return 2 * i; }
+};
+struct Odd {
+  static constexpr int at(int i) { return 2 * i + 1; }
+};
+
+template <class T>
+LIPVAE_INLINE typename Simd<T>::V interleave_low(typename Simd<T>::V a, typename Simd<T>::V b) {
+  return shuffle_blocks<T, InterleaveLow<Simd<T>::block_lanes>>(a, b);
+}
+template <class T>
+LIPVAE_INLINE typename Simd<T>::V interleave_high(typename Simd<T>::V a, typename Simd<T>::V b) {
+  return shuffle_blocks<T, InterleaveHigh<Simd<T>::block_lanes>>(a, b);
+}
+
+// Block k of the vector is at p + k * stride.
+template <class T>
+LIPVAE_INLINE typename Simd<T>::V load_blocks(const T* p, std::int64_t stride) {
+  using V = typename Simd<T>::V;
+#if defined(__SSE2__)
+  auto block = [&](int k) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + k * stride)); };
+#endif
+#if defined(__AVX512F__)
+  __m512i v = _mm512_castsi128_si512(block(0));
+  v = _mm512_inserti32x4(v, block(1), 1);
+  v = _mm512_inserti32x4(v, block(2), 2);
+  return (V)_mm512_inserti32x4(v, block(3), 3);
+#elif defined(__AVX2__)
+  return (V)_mm256_inserti128_si256(_mm256_castsi128_si256(block(0)), block(1), 1);
+#elif defined(__SSE2__)
+  (void)stride;
+  return (V)block(0);
+#else
+  (void)stride;
+  return Simd<T>::load(p);
+#endif
+}
+template <bool streaming, class T>
+LIPVAE_INLINE void store_blocks(T* p, std::int64_t stride, typename Simd<T>::V v) {
+#if defined(__SSE2__)
+  auto store = [&](int k, __m128i block) {
+    __m128i* address = reinterpret_cast<__m128i*>(p + k * stride);
+    if constexpr (streaming)
+      _mm_stream_si128(address, block);
+    else
+      _mm_storeu_si128(address, block);
+  };
+#endif
+#if defined(__AVX512F__)
+  store(0, _mm512_castsi512_si128((__m512i)v));
+  store(1, _mm512_extracti32x4_epi32((__m512i)v, 1));
+  store(2, _mm512_extracti32x4_epi32((__m512i)v, 2));
+  store(3, _mm512_extracti32x4_epi32((__m512i)v, 3));
+#elif defined(__AVX2__)
+  store(0, _mm256_castsi256_si128((__m256i)v));
+  store(1, _mm256_extracti128_si256((__m256i)v, 1));
+#elif defined(__SSE2__)
+  (void)stride;
+  store(0, (__m128i)v);
+#else
+  (void)stride;
+  Simd<T>::store(p, v);
+#endif
+}
+
+// In each block, lane j of e[i] becomes lane i of e[j]: a transpose, its own inverse.
+template <class T>
+LIPVAE_INLINE void transpose_blocks(typename Simd<T>::V* e) {
+  using V = typename Simd<T>::V;
+  if constexpr (sizeof(T) == 8) {
+    const V low = interleave_low<T>(e[0], e[1]);
+    e[1] = interleave_high<T>(e[0], e[1]);
+    e[0] = low;
+  } else {
+    using D = typename Simd<double>::V;
+    const D a = (D)interleave_low<T>(e[0], e[1]), b = (D)interleave_high<T>(e[0], e[1]);
+    const D c = (D)interleave_low<T>(e[2], e[3]), d = (D)interleave_high<T>(e[2], e[3]);
+    e[0] = (V)interleave_low<double>(a, c);
+    e[1] = (V)interleave_high<double>(a, c);
+    e[2] = (V)interleave_low<double>(b, d);
+    e[3] = (V)interleave_high<double>(b, d);
+  }
+}
+
+template <int g, class T>
+LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
+  constexpr int b = Simd<T>::block_lanes;
+  if constexpr (g < b) {
+    const auto first = load_blocks(p, 2 * b), second = load_blocks(p + b, 2 * b);
+    e[0] = shuffle_blocks<T, Even>(first, second);
+    e[1] = shuffle_blocks<T, Odd>(first, second);
+  } else {
+#pragma GCC unroll 4
+    for (int part = 0; part < g; part += b) {
+#pragma GCC unroll 4
+      for (int j = 0; j < b; ++j) e[part + j] = load_blocks(p + j * g + part, b * g);
+      transpose_blocks<T>(e + part);
+    }
+  }
+}
+template <int g, bool streaming, class T>
+LIPVAE_INLINE void store_groups(T* p, typename Simd<T>::V* e) {
+  constexpr int b = Simd<T>::block_lanes;
+  if constexpr (g < b) {
+    store_blocks<streaming>(p, 2 * b, interleave_low<T>(e[0], e[1]));
+    store_blocks<streaming>(p + b, 2 * b, interleave_high<T>(e[0], e[1]));
+  } else {
+#pragma GCC unroll 4
+    for (int part = 0; part < g; part += b) {
+      transpose_blocks<T>(e + part);
+#pragma GCC unroll 4
+      for (int j = 0; j < b; ++j) store_blocks<streaming>(p + j * g + part, b * g, e[part + j]);
+    }
+  }
+}
+
+}  // namespace lipvae::LIPVAE_ISA
