@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from lipvae._validate import describe
@@ -44,7 +44,8 @@ def save(model: VAE, path: StrPath) -> None:
         ...     lipvae.load(f"{folder}/model.safetensors").latent_dim
         2
     """
-    write_archive(path, "model", dict(model_tensors(model)), model_description(model))
+    description = model_description(model)
+    write_archive(path, "model", model_tensors(model), description)
 
 
 def load(path: StrPath, device: torch.device | str = "cpu") -> VAE:
@@ -83,9 +84,8 @@ def model_description(model: VAE) -> dict[str, Any]:
 
 def model_tensors(model: VAE, prefix: str = "") -> dict[str, Tensor]:
     """The model's parameters, contiguous, by name."""
-    return {
-        prefix + name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()
-    }
+    state = model.state_dict()
+    return {prefix + name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 
 def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -136,8 +136,9 @@ def write_archive(
     }
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        save_file({k: v.cpu() for k, v in tensors.items()}, temporary, metadata)
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            file.write(to_bytes({k: v.cpu() for k, v in tensors.items()}, metadata))
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
