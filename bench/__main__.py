@@ -131,10 +131,18 @@ def _check(arguments: Sequence[str]) -> int:
 
 
 def _roofline(arguments: Sequence[str]) -> int:
-    argparse.ArgumentParser(prog="python -m bench roofline").parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench roofline", description="The least time of each kernel, by arithmetic."
+    )
+    parser.add_argument("--out", type=Path, help="write into this folder's performance.md")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     roofline: Any = importlib.import_module("bench.roofline")
-    print(roofline.table(roofline.measure_cpu()))
+    text = roofline.table(roofline.measure_cpu())
+    print(text)
+    if options.out:
+        report: Any = importlib.import_module("bench.report")
+        print(report.fill(options.out, report.ROOFLINE, text))
     return 0
 
 

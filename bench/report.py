@@ -16,7 +16,8 @@ from bench import bars, results
 from bench.results import MeasuredCase, Row, factor, megabytes, seconds
 
 PAGE = "performance.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+# The parts of the page that commands write.
+MEASURED, ROOFLINE = "measured", "roofline"
 
 
 @dataclass(frozen=True)
@@ -171,16 +172,31 @@ def section(rows: Sequence[Row], images: Sequence[Path]) -> str:
     return "\n\n".join(parts)
 
 
-def replace_section(page: str, text: str) -> str:
-    """The page with `text` between its markers.
+def markers(name: str) -> tuple[str, str]:
+    """The lines between which a command writes."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def replace_section(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of a name.
 
     Raises:
         ValueError: if a marker is missing.
     """
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"the page must hold the lines {BEGIN} and {END}")
-    before, rest = page.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}"
+    begin, end = markers(name)
+    if begin not in page or end not in page:
+        raise ValueError(f"the page must hold the lines {begin} and {end}")
+    before, rest = page.split(begin, 1)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}"
+
+
+def fill(out: Path, name: str, text: str) -> Path:
+    """Writes one part of the page in `out`, which is begun if it is missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / PAGE
+    old = page.read_text() if page.exists() else "\n".join(markers(name)) + "\n"
+    page.write_text(replace_section(old, name, text))
+    return page
 
 
 def write(rows: Sequence[Row], out: Path) -> list[Path]:
@@ -198,7 +214,4 @@ def write(rows: Sequence[Row], out: Path) -> list[Path]:
         path = out / f"performance-{plot.name}.png"
         if draw(plot, drawn, path):
             images.append(path)
-    page = out / PAGE
-    old = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
-    page.write_text(replace_section(old, section(rows, images)))
-    return [*images, page]
+    return [*images, fill(out, MEASURED, section(rows, images))]

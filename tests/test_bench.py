@@ -134,7 +134,8 @@ def test_rows_have_every_field(run_rows):
 
 def test_report_draws_and_fills_the_page(run_rows, tmp_path):
     page = tmp_path / "performance.md"
-    page.write_text(f"# Before\n{report.BEGIN}\nstale\n{report.END}\nAfter\n")
+    begin, end = report.markers(report.MEASURED)
+    page.write_text(f"# Before\n{begin}\nstale\n{end}\nAfter\n")
     written = report.write(results.load([run_rows]), tmp_path)
     text = page.read_text()
     assert written[-1] == page
@@ -147,7 +148,7 @@ def test_report_draws_and_fills_the_page(run_rows, tmp_path):
 
 def test_report_needs_its_markers():
     with pytest.raises(ValueError, match="must hold the lines"):
-        report.replace_section("no markers", "text")
+        report.replace_section("no markers", "measured", "text")
 
 
 def test_files_of_another_form_are_refused(tmp_path):
