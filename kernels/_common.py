@@ -1,0 +1,72 @@
+"""What the launchers share: checks of arguments, launch options and the precision of products."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Contraction of a product and a sum into one operation is asked for in every launch, because the
+# default changes between Triton releases and the kernels' figures depend on it.
+OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b, accumulated in float32."""
+    if INTERPRETED:  # its product of bfloat16 operands is wrong; products of halves fit float32
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+# Whether `triton.jit` makes interpreted functions in this process: fixed when Triton is imported.
+INTERPRETED = tl.constexpr(not isinstance(dot, triton.JITFunction))
+
+
+def check_operand(name: str, value: object, dim: int | None = None) -> Tensor:
+    """Requires a float32, float16 or bfloat16 tensor where kernels run; returns it contiguous."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {value.dtype}")
+    if not value.is_cuda and not INTERPRETED.value:
+        raise ValueError(f"{name} must be on a CUDA or ROCm device, got {value.device}")
+    if dim is not None and value.dim() != dim:
+        raise ValueError(f"{name} must have {dim} dimensions, got shape {tuple(value.shape)}")
+    return value.contiguous()
+
+
+def check_companion(
+    name: str, value: object, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> Tensor:
+    """Requires a tensor of this shape on `like`'s device, in `dtype` if given; contiguous."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if dtype is not None and value.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {value.dtype}")
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {value.device}")
+    return value.contiguous()
+
+
+def check_radius(radius: float) -> float:
+    """Requires a finite number above zero."""
+    if isinstance(radius, bool) or not isinstance(radius, int | float):
+        raise TypeError(f"radius must be a number, got {type(radius).__name__}")
+    if not 0 < radius < float("inf"):
+        raise ValueError(f"radius must be positive and finite, got {radius!r}")
+    return float(radius)
+
+
+def on_device(value: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Makes the tensor's device the current one: Triton launches on the current device."""
+    return torch.cuda.device(value.device) if value.is_cuda else contextlib.nullcontext()

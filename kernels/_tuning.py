@@ -1,0 +1,143 @@
+"""Tiles for the matrix products: which ones exist, which one a shape gets.
+
+A cost model ranks the tiles; the best is taken. That needs no measurement, so the first call of a
+shape costs what every call costs and may be captured in a CUDA graph. With
+``LIPVAE_TRITON_AUTOTUNE=1`` the best few by the model are timed on the first call of a shape
+(outside a capture), and the fastest is kept for the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+
+_TIMED = 4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One program's share of a product [rows, inner] x [inner, cols], and how it is run.
+
+    `swapped` computes the transposed product, so that the projected weight is the first operand:
+    Hopper's matrix unit reads that one from registers, where the projection leaves it.
+    """
+
+    rows: int
+    cols: int
+    inner: int
+    num_warps: int
+    num_stages: int
+    swapped: bool = False
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of a kernel launch."""
+        return {
+            "ROWS": self.rows,
+            "COLS": self.cols,
+            "INNER": self.inner,
+            "SWAPPED": self.swapped,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+    def shared_bytes(self, itemsize: int, accumulators: int = 1) -> int:
+        """Shared memory of the pipelined operands, or of the epilogue's exchange if larger."""
+        operands = (self.rows + self.cols * accumulators) * self.inner * itemsize
+        return max(self.num_stages * operands, self.rows * self.cols * 4)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the cost model knows of a GPU; rates per multiprocessor."""
+
+    family: str = "hopper"
+    processors: int = 132
+    shared_limit: int = 232448
+    half_rate: float = 7.5e12
+    tf32_rate: float = 3.7e12
+    float32_rate: float = 0.5e12
+    cache_rate: float = 8e10
+    step_overhead: float = 1e-7
+
+
+@functools.cache
+def machine(index: int | None) -> Machine:
+    """The device's family and size; the H100's where there is no device (index None)."""
+    if index is None:
+        return Machine()
+    found = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        family = "cdna"
+    else:
+        family = "hopper" if found.major >= 9 else "ampere"
+    limit = getattr(found, "shared_memory_per_block_optin", 0) or 65536
+    return Machine(family, found.multi_processor_count, limit)
+
+
+def cost(tile: Tile, shape: tuple[int, int, int], kind: str, device: Machine) -> float:
+    """Seconds that the model gives a product of this shape: waves x steps x time of a step.
+
+    A step takes as long as its arithmetic or its reads from the cache, whichever is longer.
+    """
+    rows, cols, inner = shape
+    programs = math.ceil(rows / tile.rows) * math.ceil(cols / tile.cols)
+    rate, itemsize = {
+        "half": (device.half_rate, 2),
+        "tf32": (device.tf32_rate, 4),
+        "ieee": (device.float32_rate, 4),
+    }[kind]
+    arithmetic = 2 * tile.rows * tile.cols * tile.inner / rate
+    traffic = (tile.rows + tile.cols) * tile.inner * itemsize / device.cache_rate
+    steps = math.ceil(inner / tile.inner)
+    waves = math.ceil(programs / device.processors)
+    return waves * steps * (max(arithmetic, traffic) + device.step_overhead)
+
+
+def ranked(
+    tiles: Sequence[Tile], shape: tuple[int, int, int], kind: str, device: Machine
+) -> list[Tile]:
+    """The tiles that fit the device's shared memory, the cheapest by the model first."""
+    itemsize = 2 if kind == "half" else 4
+    fitting = [t for t in tiles if t.shared_bytes(itemsize) <= device.shared_limit]
+    return sorted(fitting, key=lambda tile: cost(tile, shape, kind, device))
+
+
+_measured: dict[Hashable, Tile] = {}
+
+
+def autotuning() -> bool:
+    """Whether tiles are timed: LIPVAE_TRITON_AUTOTUNE is set, and no graph is being captured."""
+    if os.environ.get("LIPVAE_TRITON_AUTOTUNE", "0") in ("", "0"):
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+def pick(key: Hashable, candidates: Sequence[Tile], launch: Callable[[Tile], object]) -> Tile:
+    """The first candidate, or with autotuning the fastest of the first four for this key.
+
+    Args:
+        key: what the choice may depend on.
+        candidates: tiles, the best by the model first.
+        launch: runs the kernel with one tile; its results are overwritten by the next.
+    """
+    if key not in _measured:
+        if not autotuning():
+            return candidates[0]
+        times = {t: triton.testing.do_bench(lambda t=t: launch(t)) for t in candidates[:_TIMED]}
+        _measured[key] = min(times, key=lambda tile: times[tile])
+    return _measured[key]
+
+
+def product_kind(dtype: torch.dtype) -> str:
+    """'half', or how float32 is multiplied: 'tf32' where torch is told that it may, else 'ieee'."""
+    if dtype != torch.float32:
+        return "half"
+    allowed = torch.get_float32_matmul_precision() != "highest" and torch.version.hip is None
+    return "tf32" if allowed else "ieee"

@@ -1,0 +1,379 @@
+"""Projection of rows onto the L1 ball, equations (1) and (3): one launch each way, no sort.
+
+The threshold of a row solves ``sum_i max(|w_i| - tau, 0) = r``. The left side is convex, falling
+and piecewise linear in tau, so Newton's iteration (each step recomputes tau from the active set
+A = {|w_i| > tau}; Michelot 1986) reaches a side of the root from which it is monotone after one
+step, whatever the start, and ends when the active set stops shrinking: at most one step a column.
+
+The kernels iterate on delta = max|w| - tau. Where r is far below max|w|, tau in float32 has no
+bits left for the row sum; delta keeps its own relative precision there, since max|w| - |w_i| is
+exact for every entry near the maximum. Steps with sums in float32 find the active set, steps with
+sums in float64 settle it and fix delta.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lipvae.kernels._common import (
+    OPTIONS,
+    check_companion,
+    check_operand,
+    check_radius,
+    on_device,
+)
+
+# A row up to the first length stays in registers. A longer one is read again in every step, from
+# the cache, in chunks of the second length.
+RESIDENT_COLS = 16384
+CHUNK_COLS = 2048
+# The active entries are counted in float32, where integers are exact up to here.
+MAX_COLS = 2**24
+
+
+@triton.jit
+def soft_threshold(w, hi, lo):
+    """sign(w) max(|w| - tau, 0) with tau = hi + lo in two floats; NaN stays NaN.
+
+    Near the threshold |w| - hi is exact, so the result is rounded once relative to itself.
+    """
+    excess = (tl.abs(w) - hi) - lo
+    kept = tl.where(excess <= 0, 0.0, excess)
+    return tl.where(w < 0, -kept, kept)
+
+
+@triton.jit
+def split_threshold(tau):
+    """float64 tau -> two floats with tau = hi + lo."""
+    hi = tau.to(tl.float32)
+    return hi, (tau - hi.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def _excess(magnitude, hi, low, WIDE: tl.constexpr):
+    """|w| - tau where positive, without the term `low` if `WIDE`, and membership of A."""
+    excess = (magnitude - hi) - low.to(tl.float32)
+    active = excess > 0
+    if WIDE:
+        # Widening only what is active keeps the conversion inside the loop: hoisted out of it, it
+        # would hold two more registers an element.
+        kept = tl.where(active, magnitude, hi)
+        excess = kept.to(tl.float64) - hi.to(tl.float64)
+    else:
+        excess = tl.maximum(excess, 0.0)
+    return excess, active.to(tl.float32)
+
+
+@triton.jit
+def _active(
+    row,
+    magnitude,
+    peak,
+    delta,
+    cols,
+    CHUNK: tl.constexpr,
+    LOOP: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Sum of max(|w| - tau, 0) at tau = peak - delta, and |A|; from memory if `LOOP`."""
+    hi = (peak - delta).to(tl.float32)
+    low = (peak - hi.to(tl.float64)) - delta
+    if LOOP:
+        excess = tl.zeros([CHUNK], tl.float64 if WIDE else tl.float32)
+        active = tl.zeros([CHUNK], tl.float32)
+        for start in range(0, cols, CHUNK):
+            column = start + tl.arange(0, CHUNK)
+            w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
+            chunk, members = _excess(tl.abs(w), hi, low, WIDE)
+            excess += chunk
+            active += members
+    else:
+        excess, active = _excess(magnitude, hi, low, WIDE)
+    if WIDE:
+        count = tl.sum(active, 0).to(tl.float64)
+        total = tl.sum(excess, 0) - count * low
+    else:
+        # One reduction of pairs: half the barriers of two.
+        narrow_total, narrow_count = tl.split(tl.sum(tl.join(excess, active), 0))
+        total = narrow_total.to(tl.float64)
+        count = narrow_count.to(tl.float64)
+    return total, count
+
+
+@triton.jit
+def _over(x, count):
+    """x / count in float64 for a count up to 2^24, without the call that float64 division is."""
+    inverse = (1.0 / tl.cast(count, tl.float32)).to(tl.float64)
+    wide = tl.cast(count, tl.float64)
+    inverse *= 2.0 - wide * inverse
+    inverse *= 2.0 - wide * inverse
+    return x * inverse
+
+
+@triton.jit
+def _step(delta, total, count, radius, floor, peak):
+    """Newton's step. delta >= r / |A| always; delta = peak is tau = 0, where padding is inactive."""
+    delta -= _over(total - radius, tl.maximum(count, 1.0))
+    return tl.minimum(tl.maximum(delta, floor), peak)
+
+
+@triton.jit
+def _newton(
+    row,
+    magnitude,
+    peak,
+    delta,
+    radius,
+    outside,
+    cols,
+    CHUNK: tl.constexpr,
+    LOOP: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Newton's iteration on delta from any start, with sums in float32 or, if `WIDE`, float64."""
+    floor = _over(radius, cols)
+    total, before = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
+    delta = _step(delta, total, before, radius, floor, peak)
+    total, count = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
+    # A first step from inside the set enlarges it. From here on the set only shrinks.
+    before = tl.where(count > before, tl.cast(cols, tl.float64) + 1, before)
+    while (count < before) & outside:
+        delta = _step(delta, total, count, radius, floor, peak)
+        before = count
+        total, count = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
+    return _step(delta, total, count, radius, floor, peak)
+
+
+@triton.jit
+def project_rows(
+    weight_ptr,
+    warm_ptr,
+    projected_ptr,
+    threshold_ptr,
+    radius: tl.float64,
+    cols,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    WARM: tl.constexpr,
+    PROJECT: tl.constexpr,
+):
+    """One row a program: its threshold and, if asked for, its projection."""
+    index = tl.program_id(0)
+    row = weight_ptr + index.to(tl.int64) * cols
+    radius = tl.full((), radius, tl.float64)  # a plain float while interpreted
+
+    # Sums in float64 of a long row go chunk by chunk: they need two registers an element.
+    LOOP_WIDE: tl.constexpr = not RESIDENT or CHUNK < BLOCK
+    if LOOP_WIDE:
+        norm_lanes = tl.zeros([CHUNK], tl.float64)
+        magnitude = tl.zeros([CHUNK], tl.float32)
+        for start in range(0, cols, CHUNK):
+            chunk = start + tl.arange(0, CHUNK)
+            w = tl.abs(tl.load(row + chunk, mask=chunk < cols, other=0.0).to(tl.float32))
+            norm_lanes += w.to(tl.float64)
+            magnitude = tl.maximum(magnitude, w)
+        norm = tl.sum(norm_lanes, 0)
+        peak = tl.max(magnitude, 0).to(tl.float64)
+    if RESIDENT:
+        column = tl.arange(0, BLOCK)
+        magnitude = tl.abs(tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32))
+    if not LOOP_WIDE:
+        norm = tl.sum(magnitude.to(tl.float64), 0)
+        peak = tl.max(magnitude, 0).to(tl.float64)
+    outside = norm > radius
+
+    # The Newton steps from tau = 0 and from tau = max|w| - r, whichever is nearer to the root.
+    delta = tl.minimum(radius, peak - _over(norm - radius, cols))
+    if WARM:
+        previous = peak - tl.load(warm_ptr + index)
+        delta = tl.where((previous > 0) & (previous < peak), previous, delta)
+    delta = _newton(
+        row, magnitude, peak, delta, radius, outside, cols, CHUNK, not RESIDENT, False
+    )
+    delta = _newton(row, magnitude, peak, delta, radius, outside, cols, CHUNK, LOOP_WIDE, True)
+
+    tau = peak - delta
+    # Rounded up where the subtraction rounded down, so that the row sum does not exceed r.
+    upper = tau + tl.where((peak - tau) > delta, tau * 2.220446049250313e-16, 0.0)
+    tl.store(threshold_ptr + index, tl.where(outside, upper, 0.0))
+
+    if PROJECT:
+        hi = tau.to(tl.float32)
+        # From delta, not from tau: exact also where r is below the last bit of max|w|.
+        lo = ((peak - hi.to(tl.float64)) - delta).to(tl.float32)
+        hi = tl.where(outside, hi, 0.0)
+        lo = tl.where(outside, lo, 0.0)
+        out = projected_ptr + index.to(tl.int64) * cols
+        # The row is read again, from the cache: its signs need not occupy registers until here.
+        for start in range(0, cols, CHUNK):
+            chunk = start + tl.arange(0, CHUNK)
+            kept = tl.load(row + chunk, mask=chunk < cols, other=0.0).to(tl.float32)
+            tl.store(out + chunk, soft_threshold(kept, hi, lo), mask=chunk < cols)
+
+
+@triton.jit
+def _signed_active(grad, w, hi, lo):
+    """s g on A and 0 off it, and membership of A."""
+    active = ((tl.abs(w) - hi) - lo) > 0
+    return tl.where(active, tl.where(w < 0, -grad, grad), 0.0), active.to(tl.float32)
+
+
+@triton.jit
+def _centred(grad, w, hi, lo, mean):
+    """g - s mean on A and 0 off it; g in a row inside the ball."""
+    active = ((tl.abs(w) - hi) - lo) > 0
+    centred = tl.where(active, grad - tl.where(w < 0, -mean, mean), 0.0)
+    return tl.where(hi == 0, grad, centred)
+
+
+@triton.jit
+def project_rows_backward(
+    grad_ptr,
+    weight_ptr,
+    threshold_ptr,
+    grad_weight_ptr,
+    cols,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    RESIDENT: tl.constexpr,
+):
+    """One row a program, equation (3)."""
+    index = tl.program_id(0)
+    offset = index.to(tl.int64) * cols
+    hi, lo = split_threshold(tl.load(threshold_ptr + index))
+    if RESIDENT:
+        column = tl.arange(0, BLOCK)
+        inside = column < cols
+        grad = tl.load(grad_ptr + offset + column, mask=inside, other=0.0).to(tl.float32)
+        w = tl.load(weight_ptr + offset + column, mask=inside, other=0.0).to(tl.float32)
+        signed, active = _signed_active(grad, w, hi, lo)
+        total, count = tl.split(tl.sum(tl.join(signed, active), 0))
+        mean = total / tl.maximum(count, 1.0)
+        tl.store(grad_weight_ptr + offset + column, _centred(grad, w, hi, lo, mean), mask=inside)
+    else:
+        signed_lanes = tl.zeros([CHUNK], tl.float32)
+        active_lanes = tl.zeros([CHUNK], tl.float32)
+        for start in range(0, cols, CHUNK):
+            column = start + tl.arange(0, CHUNK)
+            at = offset + column
+            grad = tl.load(grad_ptr + at, mask=column < cols, other=0.0).to(tl.float32)
+            w = tl.load(weight_ptr + at, mask=column < cols, other=0.0).to(tl.float32)
+            signed, active = _signed_active(grad, w, hi, lo)
+            signed_lanes += signed
+            active_lanes += active
+        total, count = tl.split(tl.sum(tl.join(signed_lanes, active_lanes), 0))
+        mean = total / tl.maximum(count, 1.0)
+        for start in range(0, cols, CHUNK):
+            column = start + tl.arange(0, CHUNK)
+            at = offset + column
+            grad = tl.load(grad_ptr + at, mask=column < cols, other=0.0).to(tl.float32)
+            w = tl.load(weight_ptr + at, mask=column < cols, other=0.0).to(tl.float32)
+            centred = _centred(grad, w, hi, lo, mean)
+            tl.store(grad_weight_ptr + at, centred, mask=column < cols)
+
+
+def row_config(cols: int) -> dict[str, int | bool]:
+    """Register block, chunk and warps for rows of this length: 256 columns a warp, up to 16."""
+    resident = cols <= RESIDENT_COLS
+    width = max(32, triton.next_power_of_2(cols))
+    return {
+        "BLOCK": width if resident else CHUNK_COLS,
+        "CHUNK": min(width, CHUNK_COLS),
+        "RESIDENT": resident,
+        "num_warps": min(16, max(1, width // 256)),
+    }
+
+
+def _run(weight: Tensor, radius: float, warm: Tensor | None, project: bool) -> tuple[Tensor, Tensor]:
+    weight = check_operand("weight", weight, dim=2)
+    radius = check_radius(radius)
+    rows, cols = weight.shape
+    if cols >= MAX_COLS:
+        raise ValueError(f"weight must have fewer than {MAX_COLS} columns, got {cols}")
+    if warm is not None:
+        warm = check_companion("warm", warm, weight, (rows,), torch.float64)
+    threshold = weight.new_zeros(rows, dtype=torch.float64)
+    projected = torch.empty_like(weight) if project else weight
+    if weight.numel():
+        with on_device(weight):
+            project_rows[(rows,)](
+                weight,
+                threshold if warm is None else warm,
+                projected,
+                threshold,
+                radius,
+                cols,
+                WARM=warm is not None,
+                PROJECT=project,
+                **row_config(cols),
+                **OPTIONS,
+            )
+    return projected, threshold
+
+
+def l1_ball_threshold(weight: Tensor, radius: float = 1.0, warm: Tensor | None = None) -> Tensor:
+    """Threshold tau of each row, equation (1); 0 for a row inside the ball.
+
+    Args:
+        weight: [rows, cols], float32, float16 or bfloat16.
+        radius: radius r > 0.
+        warm: float64 [rows], thresholds to start from; they change the number of steps only.
+
+    Returns:
+        float64 [rows].
+    """
+    return _run(weight, radius, warm, project=False)[1]
+
+
+def l1_ball_forward(
+    weight: Tensor, radius: float = 1.0, warm: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Projection of each row and its threshold, equation (1), in one launch.
+
+    Args:
+        weight: [rows, cols], float32, float16 or bfloat16.
+        radius: radius r > 0.
+        warm: float64 [rows], thresholds to start from.
+
+    Returns:
+        [rows, cols] in the dtype of `weight`, and float64 [rows]. A float32 row sums, exactly
+        added, to at most r (1 + 2^-23); a half row has each entry rounded to its dtype.
+    """
+    return _run(weight, radius, warm, project=True)
+
+
+def l1_ball_backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
+    """Gradient with respect to the weight, equation (3), in one launch.
+
+    Args:
+        grad: [rows, cols], gradient with respect to the projected weight, in any of the dtypes.
+        weight: [rows, cols].
+        threshold: float64 [rows] from the forward pass.
+
+    Returns:
+        [rows, cols] in the dtype of `weight`.
+    """
+    weight = check_operand("weight", weight, dim=2)
+    grad = check_companion("grad", check_operand("grad", grad), weight, tuple(weight.shape))
+    rows, cols = weight.shape
+    threshold = check_companion("threshold", threshold, weight, (rows,), torch.float64)
+    return project_gradient(grad, weight, threshold, in_place=False)
+
+
+def project_gradient(
+    grad: Tensor, weight: Tensor, threshold: Tensor, in_place: bool = True
+) -> Tensor:
+    """:func:`l1_ball_backward` of checked arguments; into `grad` if its dtype is the weight's."""
+    rows, cols = weight.shape
+    reuse = in_place and grad.dtype == weight.dtype
+    grad_weight = grad if reuse else torch.empty_like(weight)
+    if weight.numel():
+        with on_device(weight):
+            project_rows_backward[(rows,)](
+                grad, weight, threshold, grad_weight, cols, **row_config(cols), **OPTIONS
+            )
+    return grad_weight
