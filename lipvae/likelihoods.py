@@ -101,7 +101,7 @@ class ContinuousBernoulli(Likelihood):
         small = logit.abs() < 0.1
         far = torch.where(small, torch.ones_like(logit), logit)
         near = torch.where(small, logit, torch.zeros_like(logit))
-        series = 0.5 + near / 12 - near**3 / 720
+        series = 0.5 + near / 12 - near**3 / 720 + near**5 / 30240
         return torch.where(small, series, -1 / torch.expm1(-far) - 1 / far)
 
     def sample(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -174,7 +174,7 @@ class Categorical256(Likelihood):
         """A grey level over 255, by the largest logit plus Gumbel noise."""
         logits = torch.stack(self._split(parameters), -1)
         gumbel = -torch.log(-torch.log(_uniform(logits, generator)))
-        return ((logits + gumbel).argmax(-1) / 255).to(logits.dtype)
+        return (logits + gumbel).argmax(-1).to(logits.dtype) / 255
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
