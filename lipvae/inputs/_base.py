@@ -49,6 +49,11 @@ class Inputs(ABC):
     def __len__(self) -> int:
         return self._count
 
+    def limit(self, count: int | None) -> None:
+        """Keeps the first `count` images; None keeps all."""
+        if count is not None:
+            self._count = min(self._count, check_count("count", count))
+
     @abstractmethod
     def read(self, start: int, stop: int) -> Batch:
         """Images start to stop - 1. Batches are read in order."""

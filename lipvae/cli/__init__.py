@@ -1,0 +1,40 @@
+"""The command line: ``lipvae demo | fit | score | evaluate | data | doctor``."""
+
+from __future__ import annotations
+
+import typer
+
+from lipvae.cli import data, demo, doctor, evaluate, fit, score
+from lipvae.cli._common import print_version
+
+app = typer.Typer(
+    name="lipvae",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Find out-of-distribution images with variational autoencoders of compact latent space.
+
+    Start with `lipvae demo`, which trains on images that come with scikit-learn. Then
+    `lipvae fit` a model to your data, `lipvae score` new images, and
+    `lipvae evaluate` how well outliers stand out.
+    """
+
+
+for command in (demo.demo, fit.fit, score.score, evaluate.evaluate, doctor.doctor):
+    app.command()(command)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()

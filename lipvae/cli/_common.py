@@ -1,0 +1,195 @@
+"""What the commands share: options, the console, errors and progress."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import torch
+import typer
+from rich.console import Console
+from tqdm import tqdm
+
+import lipvae
+from lipvae.data import DataUnavailableError
+from lipvae.inputs import Batch, Inputs
+from lipvae.models import VAE
+from lipvae.persistence import load
+from lipvae.scores import SCORES
+from lipvae.scoring import Scorer
+from lipvae.training import DivergenceError
+
+MODEL_FILE = "model.safetensors"
+
+# What a user can put right. Everything else is a fault of the program and keeps its traceback.
+_USER_ERRORS = (
+    ValueError,
+    OSError,
+    DataUnavailableError,
+    DivergenceError,
+    ModuleNotFoundError,
+    torch.cuda.OutOfMemoryError,
+)
+
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to compute: cpu, cuda, cuda:1, ..., or auto (a GPU if there is one).",
+        rich_help_panel="Computing",
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Of all random numbers.", rich_help_panel="Computing")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No progress bars and no remarks, only results."),
+]
+ScoreNames = Annotated[
+    str | None,
+    typer.Option(
+        "--scores",
+        help=f"Scores to compute, separated by commas: {', '.join(SCORES)}. All by default.",
+        rich_help_panel="Scores",
+    ),
+]
+NumSamples = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Latent samples K of each image: more is steadier.", rich_help_panel="Scores"
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Images in memory at once. On a CPU no score depends on it.",
+        rich_help_panel="Computing",
+    ),
+]
+Split = Annotated[str, typer.Option(help="Split of data sets that are named without one.")]
+Resize = Annotated[
+    bool,
+    typer.Option("--resize", help="Scale image files to the model's size instead of refusing."),
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def print_version(wanted: bool) -> None:
+    """Prints the version and leaves."""
+    if wanted:
+        typer.echo(f"lipvae {lipvae.__version__}")
+        raise typer.Exit
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that writes no colours, and lines wide enough for a table, into a pipe."""
+    found = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = 120
+    return found
+
+
+def fail(message: object) -> typer.Exit:
+    """Prints one error on stderr; raise what it returns."""
+    lines = str(message).strip() or type(message).__name__
+    console(stderr=True).print(f"[bold red]error:[/bold red] {_plain(lines)}", soft_wrap=True)
+    return typer.Exit(2)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def user_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turns errors that a user can put right into a message and exit code 2.
+
+    The variable ``LIPVAE_DEBUG`` keeps the traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except BrokenPipeError:
+            # The reader has seen enough. Python would complain once more when it closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except _USER_ERRORS as error:
+            if os.environ.get("LIPVAE_DEBUG"):
+                raise
+            raise fail(error) from None
+
+    return wrapped
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of an option."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this torch finds no CUDA or ROCm GPU")
+    return device
+
+
+def load_model(path: Path, device: str) -> VAE:
+    """The model in a file, or in a folder that ``lipvae fit`` wrote."""
+    model = load(path / MODEL_FILE if path.is_dir() else path, pick_device(device))
+    if not isinstance(model, VAE):
+        raise ValueError(f"{path} must hold one model, got {type(model).__name__}")
+    return model
+
+
+def make_scorer(
+    model: VAE, names: str | None, num_samples: int, seed: int, batch_size: int
+) -> Scorer:
+    """The scorer of the options."""
+    scores = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    block = min(batch_size, 64)
+    return Scorer(model, scores, num_samples=num_samples, seed=seed, batch_size=block)
+
+
+def progress_wanted(quiet: bool) -> bool:
+    """Whether to show progress bars: not into a file, and not when asked to be quiet."""
+    return not quiet and sys.stderr.isatty()
+
+
+def progress_bar(total: int, what: str, quiet: bool, unit: str = "image") -> tqdm[Any]:
+    """A progress bar on stderr."""
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        disable=not progress_wanted(quiet),
+        dynamic_ncols=True,
+        leave=False,
+    )
+
+
+def score_inputs(
+    scorer: Scorer, inputs: Inputs, batch_size: int, quiet: bool
+) -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
+    """Yields each batch with its scores, one batch in memory at a time."""
+    with progress_bar(len(inputs), inputs.name, quiet) as bar:
+        for batch in inputs.batches(batch_size):
+            (scores,) = scorer.stream([batch.images])
+            yield batch, scores
+            bar.update(len(batch.ids))
+
+
+def score_all(
+    scorer: Scorer, inputs: Inputs, batch_size: int, quiet: bool
+) -> dict[str, torch.Tensor]:
+    """The scores of all images, [N] each."""
+    parts = [scores for _, scores in score_inputs(scorer, inputs, batch_size, quiet)]
+    return {name: torch.cat([part[name] for part in parts]) for name in scorer.names}

@@ -1,0 +1,97 @@
+"""``lipvae evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lipvae.cli import _common as common
+from lipvae.inputs import open_inputs
+from lipvae.report import draw_histograms, metrics_table
+from lipvae.report import evaluate as compare
+from lipvae.scoring import Scorer
+
+
+@common.user_errors
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of `lipvae fit`, or a model file.")],
+    inliers: Annotated[
+        str, typer.Option("--inliers", "-i", help="Images like those it was trained on.")
+    ],
+    outliers: Annotated[
+        list[str], typer.Option("--outliers", "-u", help="Other images; may be repeated.")
+    ],
+    json_out: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the numbers to this file too; - for stdout alone."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw histograms of the scores to this PNG file.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take at most so many images of each set.")
+    ] = None,
+    scores: common.ScoreNames = None,
+    num_samples: common.NumSamples = 128,
+    split: common.Split = "test",
+    resize: common.Resize = False,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    batch_size: common.BatchSize = 256,
+    quiet: common.Quiet = False,
+) -> None:
+    """Measure how well each score tells outliers from inliers.
+
+    Prints AUROC, AUPRC (with the outliers, and with the inliers, as the positive class) and FPR80,
+    in per cent.
+
+    **Examples**
+
+    - `lipvae evaluate model --inliers fashion-mnist --outliers mnist`
+    - `lipvae evaluate model -i good.npy -u scratched/ -u near-black --json result.json`
+    """
+    loaded = common.load_model(model, device)
+    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size)
+    shape = loaded.input_shape
+    inner = open_inputs(inliers, shape, split=split, resize=resize)
+    outer = [open_inputs(spec, shape, split=split, resize=resize) for spec in outliers]
+    names = [source.name for source in (inner, *outer)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"--inliers and --outliers must differ, got {', '.join(repeated)} twice")
+    for source in (inner, *outer):
+        source.limit(limit)
+    found = compare(
+        inner.name,
+        common.score_all(scorer, inner, batch_size, quiet),
+        {source.name: common.score_all(scorer, source, batch_size, quiet) for source in outer},
+    )
+    content = {
+        "model": str(model),
+        **describe(scorer),
+        **found.to_dict(),
+    }
+    if json_out is not None and str(json_out) == "-":
+        typer.echo(json.dumps(content, indent=2))
+    else:
+        console = common.console()
+        console.print(metrics_table(found, f"{type(loaded).__name__}, K = {num_samples}"))
+        if json_out is not None:
+            json_out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            console.print(f"numbers: {json_out}")
+    if plot is not None:
+        draw_histograms(found, plot, f"{type(loaded).__name__}, K = {num_samples}")
+        common.console(stderr=True).print(f"histograms: {plot}")
+
+
+def describe(scorer: Scorer) -> dict[str, Any]:
+    """What the numbers depend on, for JSON."""
+    return {
+        "class": type(scorer.model).__name__,
+        "config": scorer.model.config,
+        "num_samples": scorer.num_samples,
+        "seed": scorer.seed,
+    }

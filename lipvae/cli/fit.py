@@ -1,0 +1,206 @@
+"""``lipvae fit``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+import lipvae
+from lipvae import data as sets
+from lipvae.cli import _common as common
+from lipvae.inputs import open_inputs, read_all
+from lipvae.models import VAE, LipschitzVAE
+from lipvae.training import History
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+HISTORY_FILE = "history.json"
+
+_MODEL = "Model"
+_TRAINING = "Training"
+
+
+@common.user_errors
+def fit(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Images to train on: a data set's NAME[:SPLIT], .npy, .npz or a folder of images."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and its history.")],
+    model: Annotated[
+        str,
+        typer.Option(help="lipschitz (compact latent space) or vanilla.", rich_help_panel=_MODEL),
+    ] = "lipschitz",
+    latent_dim: Annotated[int, typer.Option(min=1, rich_help_panel=_MODEL)] = 10,
+    architecture: Annotated[
+        str, typer.Option(help="conv, fc, or auto: conv where it fits.", rich_help_panel=_MODEL)
+    ] = "auto",
+    hidden: Annotated[
+        str | None,
+        typer.Option(
+            help="Widths of the layers, as in 512,512; conv: channels, then a width.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    likelihood: Annotated[
+        str, typer.Option(help="Family of p(x|z).", rich_help_panel=_MODEL)
+    ] = "bernoulli",
+    lipschitz: Annotated[
+        float | None,
+        typer.Option(
+            help="M of the encoder; by default floor(sqrt(latent_dim) + 2).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 128,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate; by default the model's.", rich_help_panel=_TRAINING),
+    ] = None,
+    warmup: Annotated[
+        int,
+        typer.Option(min=0, help="Epochs over which the KL grows.", rich_help_panel=_TRAINING),
+    ] = 0,
+    schedule: Annotated[
+        str, typer.Option(help="constant or cosine.", rich_help_panel=_TRAINING)
+    ] = "constant",
+    keep: Annotated[
+        str,
+        typer.Option(help="last, or best by validation ELBO.", rich_help_panel=_TRAINING),
+    ] = "last",
+    validation: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Fraction held out.", rich_help_panel=_TRAINING),
+    ] = 0.05,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model in the folder.")
+    ] = False,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    quiet: common.Quiet = False,
+) -> None:
+    """Train a model on images of the inlier kind.
+
+    The folder gets model.safetensors, checkpoint.safetensors (after every epoch) and history.json.
+    The same seed and data give the same model on the same machine.
+
+    **Examples**
+
+    - `lipvae fit fashion-mnist --out fashion --epochs 5`
+    - `lipvae fit good_parts/ --out parts --model vanilla --latent-dim 16`
+    - `lipvae fit fashion-mnist --out fashion --epochs 10 --resume`
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if (out / common.MODEL_FILE).exists() and not (resume or overwrite):
+        raise ValueError(f"--out: {out} holds a model already; add --resume or --overwrite")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {out}")
+    if resume and not (out / CHECKPOINT_FILE).is_file():
+        raise ValueError(f"--resume: there is no {CHECKPOINT_FILE} in {out}")
+    where = common.pick_device(device)
+    images = _load(data)
+    built = _build(
+        model,
+        tuple(images.shape[1:]),
+        architecture,
+        latent_dim,
+        hidden,
+        likelihood,
+        lipschitz,
+        seed,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    history = lipvae.fit(
+        built,
+        images,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        warmup=warmup,
+        schedule=_choice("--schedule", schedule, ("constant", "cosine")),
+        keep=_choice("--keep", keep, ("last", "best")),
+        validation=validation,
+        device=where,
+        seed=seed,
+        checkpoint=out / CHECKPOINT_FILE,
+        resume=resume,
+        progress=common.progress_wanted(quiet),
+    )
+    lipvae.save(built, out / common.MODEL_FILE)
+    content = {"data": data, "seed": seed, "config": built.config, "history": history.to_dict()}
+    (out / HISTORY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if not quiet:
+        _summarise(built, history, out)
+
+
+def _choice(option: str, value: str, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def _load(spec: str) -> torch.Tensor:
+    """Images in memory: uint8 from a data set, float32 from files."""
+    name, _, split = spec.partition(":")
+    if name in sets.NAMES and not Path(spec).exists():
+        chosen: Literal["train", "test"] = _choice(
+            "the split in DATA", split or "train", ("train", "test")
+        )
+        return sets.load(name, chosen).images
+    return read_all(open_inputs(spec, split="train"))
+
+
+def _build(
+    kind: str,
+    shape: tuple[int, ...],
+    architecture: str,
+    latent_dim: int,
+    hidden: str | None,
+    likelihood: str,
+    lipschitz: float | None,
+    seed: int,
+) -> VAE:
+    _choice("--model", kind, ("lipschitz", "vanilla"))
+    if architecture == "auto":
+        architecture = "conv" if min(shape[1:]) >= 16 else "fc"
+    widths = None
+    if hidden is not None:
+        try:
+            widths = tuple(int(width) for width in hidden.split(","))
+        except ValueError as error:
+            raise ValueError(f"--hidden must be numbers, as in 512,512, got {hidden!r}") from error
+    if kind == "vanilla" and lipschitz is not None:
+        raise ValueError("--lipschitz is for --model lipschitz, got it with vanilla")
+    # Initialisation draws from the global generator, which no one else uses in this process.
+    torch.manual_seed(seed)
+    if kind == "vanilla":
+        return VAE(shape, latent_dim, architecture, widths, likelihood)
+    return LipschitzVAE(shape, latent_dim, architecture, widths, likelihood, lipschitz)
+
+
+def _summarise(model: VAE, history: History, out: Path) -> None:
+    console = common.console()
+    console.print(
+        f"{type(model).__name__}, {len(history)} epochs in {sum(history.seconds):.0f} s: ELBO "
+        f"{history.train_elbo[-1]:.2f} nats, validation {history.validation_elbo[-1]:.2f}"
+    )
+    if isinstance(model, LipschitzVAE):
+        certificate = model.certificate()
+        console.print(
+            f"certificate: the means are {certificate.lipschitz:.4g}-Lipschitz "
+            f"(M = {certificate.bound:g}) and stay within {float(certificate.radius.max()):.4g} "
+            "of their value at mid-grey"
+        )
+    console.print(f"model: {out / common.MODEL_FILE}", soft_wrap=True)

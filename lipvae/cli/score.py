@@ -1,0 +1,60 @@
+"""``lipvae score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lipvae.cli import _common as common
+from lipvae.cli._writers import open_writer
+from lipvae.inputs import open_inputs
+
+
+@common.user_errors
+def score(
+    model: Annotated[Path, typer.Argument(help="Folder of `lipvae fit`, or a model file.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images: .npy, .npz (FILE.npz:KEY), a folder or file of images, or a data set's "
+            "NAME[:SPLIT]."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A .csv or .parquet file. CSV to stdout by default."),
+    ] = None,
+    scores: common.ScoreNames = None,
+    num_samples: common.NumSamples = 128,
+    split: common.Split = "test",
+    resize: common.Resize = False,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    batch_size: common.BatchSize = 256,
+    quiet: common.Quiet = False,
+) -> None:
+    """Score images: one row each, higher is more out-of-distribution.
+
+    Files are read a batch at a time, so they may be larger than memory. The same image gets the
+    same scores whatever else is scored with it.
+
+    **Examples**
+
+    - `lipvae score model photos/ --out scores.csv`
+    - `lipvae score model day1.npy day2.npz:images --scores hole_indicator -o s.parquet`
+    - `lipvae score model mnist:test | sort -t, -k3 -g | tail`
+    """
+    loaded = common.load_model(model, device)
+    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size)
+    shape = loaded.input_shape
+    sources = [open_inputs(spec, shape, split=split, resize=resize) for spec in inputs]
+    rows = 0
+    with open_writer(out, scorer.names) as writer:
+        for source in sources:
+            for batch, values in common.score_inputs(scorer, source, batch_size, quiet):
+                writer.write(source.name, batch.ids, values)
+                rows += len(batch.ids)
+    if out is not None and not quiet:
+        common.console(stderr=True).print(f"{rows} images scored: {out}")
