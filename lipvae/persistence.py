@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from lipvae._validate import describe
-from lipvae.models import MODELS, VAE
+from lipvae.models import MODELS, VAE, Ensemble
 
 FORMAT = "lipvae"
 VERSION = 1
@@ -23,13 +23,13 @@ VERSION = 1
 StrPath = str | os.PathLike[str]
 
 
-def save(model: VAE, path: StrPath) -> None:
-    """Writes a model to one file: safetensors, with its configuration as JSON in the header.
+def save(model: VAE | Ensemble, path: StrPath) -> None:
+    """Writes a model or an ensemble to one file: safetensors, with the configuration as JSON.
 
     The file appears whole or not at all.
 
     Args:
-        model: a model of this package.
+        model: a model of this package, or an ensemble of some.
         path: the file; its folder must exist.
 
     Raises:
@@ -44,12 +44,19 @@ def save(model: VAE, path: StrPath) -> None:
         ...     lipvae.load(f"{folder}/model.safetensors").latent_dim
         2
     """
+    if isinstance(model, Ensemble):
+        # Members may share tensors, which safetensors refuses.
+        members = list(enumerate(model.members))
+        tensors = {k: v.clone() for i, m in members for k, v in model_tensors(m, f"{i}.").items()}
+        content = {"members": [model_description(member) for _, member in members]}
+        write_archive(path, "ensemble", tensors, content)
+        return
     description = model_description(model)
     write_archive(path, "model", model_tensors(model), description)
 
 
-def load(path: StrPath, device: torch.device | str = "cpu") -> VAE:
-    """Reads a model that :func:`save` wrote, or the model in a checkpoint of :func:`lipvae.fit`.
+def load(path: StrPath, device: torch.device | str = "cpu") -> VAE | Ensemble:
+    """Reads what :func:`save` wrote, or the model in a checkpoint of :func:`lipvae.fit`.
 
     Nothing in the file is executed: it holds tensors and JSON, and names its class by a key.
 
@@ -58,7 +65,7 @@ def load(path: StrPath, device: torch.device | str = "cpu") -> VAE:
         device: where the model goes, whatever it was saved from.
 
     Returns:
-        The model, in eval mode.
+        The model, or the ensemble, in eval mode.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -68,6 +75,12 @@ def load(path: StrPath, device: torch.device | str = "cpu") -> VAE:
     if kind == "checkpoint":
         prefix = "best." if any(name.startswith("best.") for name in tensors) else "model."
         tensors = select(tensors, prefix)
+    elif kind == "ensemble":
+        parts = [
+            build_model(path, select(tensors, f"{i}."), part)
+            for i, part in enumerate(content.get("members", ()))
+        ]
+        return Ensemble(parts).eval()
     elif kind != "model":
         raise ValueError(f"path must hold a model, got {str(path)!r}, which holds a {kind}")
     return build_model(path, tensors, content)

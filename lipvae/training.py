@@ -114,7 +114,8 @@ def fit(
         seed: of the validation split, the order and the noise.
         validation: the fraction in [0, 1) of `data` to hold out, or images.
         num_samples: samples of z for each image and step.
-        warmup: epochs over which the weight of the KL term rises linearly from 0 to 1.
+        warmup: epochs over which the weight of the KL terms rises linearly from 0 to 1, that of
+            random weights included.
         schedule: "constant", or "cosine" from `lr` to 0 over all epochs.
         gradient_clip: largest L2 norm of the gradient; None for no limit.
         keep: "last" weights, or those of the "best" validation ELBO.
@@ -234,9 +235,13 @@ def _epoch(run: _Run, epoch: int, steps: int, bar: tqdm[Any]) -> tuple[float, fl
             group["lr"] = lr
         x = batches.as_input(run.train[index], next(model.parameters()))
         noise = model.draw_noise(settings.num_samples, len(x), run.state.noise)
+        model.redraw(run.state.noise)
         log_likelihood, kl = run.terms(x, noise)
         weight = min(1.0, (position + 1) / (settings.warmup * steps)) if settings.warmup else 1.0
         loss = (weight * kl - log_likelihood).mean()
+        weight_kl = model.weight_kl()
+        if weight_kl is not None:
+            loss = loss + weight * (weight_kl / len(run.train)).to(loss.dtype)
         losses[step] = loss.detach()
         if (step + 1) % interval == 0 or step + 1 == steps:
             _check_losses(run, losses, step - step % interval, step + 1, epoch, lr)

@@ -32,7 +32,7 @@ class LipschitzVAE(VAE):
     The encoder is made of the layers of equation (1). Each of its K layers, the head included,
     has the radius r = M^(1/K), so the mean of q(z | x) is M-Lipschitz in x, and over [0, 1]^n it
     stays within M/2 of its value at the middle: the latent space is compact. The decoder is that
-    of :class:`VAE`.
+    of :class:`VAE`, or of Lipschitz layers too.
 
     Args:
         input_shape: (C, H, W) of the images.
@@ -43,6 +43,8 @@ class LipschitzVAE(VAE):
         lipschitz: M; by default floor(sqrt(m) + 2).
         group_size: g of GroupSort; 2 is MaxMin.
         constrain_log_variance: whether the log-variance is M-Lipschitz too.
+        decoder_lipschitz: the decoder's constant, from z to the likelihood's parameters, both in
+            L-infinity; None for an ordinary decoder.
 
     Raises:
         TypeError, ValueError: for arguments that do not fit together.
@@ -68,6 +70,7 @@ class LipschitzVAE(VAE):
         lipschitz: float | None = None,
         group_size: int = 2,
         constrain_log_variance: bool = True,
+        decoder_lipschitz: float | None = None,
     ) -> None:
         check_count("latent_dim", latent_dim)
         if lipschitz is None:
@@ -79,11 +82,15 @@ class LipschitzVAE(VAE):
                 f"constrain_log_variance must be a bool, got {constrain_log_variance!r}"
             )
         self.constrain_log_variance = constrain_log_variance
+        if decoder_lipschitz is not None:
+            decoder_lipschitz = check_positive("decoder_lipschitz", decoder_lipschitz)
+        self.decoder_lipschitz = decoder_lipschitz
         super().__init__(input_shape, latent_dim, architecture, hidden, likelihood)
         self.config |= {
             "lipschitz": self.lipschitz,
             "group_size": group_size,
             "constrain_log_variance": constrain_log_variance,
+            "decoder_lipschitz": decoder_lipschitz,
         }
 
     def _make_trunk(self) -> nn.Sequential:
@@ -103,6 +110,20 @@ class LipschitzVAE(VAE):
         if not self.constrain_log_variance:
             return loc, nn.Linear(width, m)
         return loc, LipschitzLinear(width, m, lipschitz=loc.lipschitz)
+
+    def _make_decoder(self) -> nn.Sequential:
+        if self.decoder_lipschitz is None:
+            return super()._make_decoder()
+        decoder = networks.lipschitz_decoder(
+            self.architecture,
+            self.input_shape,
+            self.hidden,
+            self.latent_dim,
+            self.likelihood.parameters_per_dim,
+            self.group_size,
+        )
+        set_lipschitz(lipschitz_layers(decoder), self.decoder_lipschitz)
+        return decoder
 
     def certificate(self, head: str = "loc") -> Certificate:
         """What the encoder's means can be over [0, 1]^n, see :func:`lipvae.nn.certify`.

@@ -119,7 +119,13 @@ def lipschitz_trunk(
 
 
 def decoder(
-    architecture: str, shape: Shape, hidden: tuple[int, ...], latent_dim: int, parameters: int
+    architecture: str,
+    shape: Shape,
+    hidden: tuple[int, ...],
+    latent_dim: int,
+    parameters: int,
+    linear: Callable[..., nn.Module] = nn.Linear,
+    transposed: Callable[..., nn.Module] = nn.ConvTranspose2d,
 ) -> nn.Sequential:
     """The mirror of an encoder, with ReLU.
 
@@ -129,6 +135,8 @@ def decoder(
         hidden: the encoder's widths; the decoder takes them in reverse.
         latent_dim: m.
         parameters: P, parameters of the likelihood per dimension.
+        linear: makes a layer of the arguments that `nn.Linear` takes.
+        transposed: likewise for `nn.ConvTranspose2d`.
 
     Returns:
         fc: [N, m] -> [N, P * C * H * W], ending in a Linear. conv: [N, m] -> [N, P * C, H, W],
@@ -138,14 +146,54 @@ def decoder(
     layers: list[nn.Module] = []
     if architecture == "fc":
         for n_in, n_out in pairwise([latent_dim, *reversed(hidden)]):
-            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(hidden[0], parameters * math.prod(shape)))
+            layers += [linear(n_in, n_out), nn.ReLU()]
+        return nn.Sequential(*layers, linear(hidden[0], parameters * math.prod(shape)))
     sizes = _sizes(shape, len(hidden) - 1)[::-1]
     channels = [*reversed(hidden[:-1]), parameters * shape[0]]
     size = (channels[0], *sizes[0])
-    layers = [nn.Linear(latent_dim, hidden[-1]), nn.ReLU()]
-    layers += [nn.Linear(hidden[-1], math.prod(size)), nn.ReLU(), nn.Unflatten(1, size)]
+    layers = [linear(latent_dim, hidden[-1]), nn.ReLU()]
+    layers += [linear(hidden[-1], math.prod(size)), nn.ReLU(), nn.Unflatten(1, size)]
     for (c_in, c_out), (small, large) in zip(pairwise(channels), pairwise(sizes), strict=True):
         odd = (large[0] - 2 * small[0], large[1] - 2 * small[1])
-        layers += [nn.ConvTranspose2d(c_in, c_out, KERNEL, STRIDE, PADDING, odd), nn.ReLU()]
+        layers += [transposed(c_in, c_out, KERNEL, STRIDE, PADDING, odd), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def lipschitz_decoder(
+    architecture: str,
+    shape: Shape,
+    hidden: tuple[int, ...],
+    latent_dim: int,
+    parameters: int,
+    group_size: int,
+) -> nn.Sequential:
+    """The mirror of an encoder, of Lipschitz layers; arguments and shapes as of :func:`decoder`.
+
+    A convolution makes the four pixels of each place and `PixelShuffle` puts them side by side,
+    so every row of a weight is one output's, and the bound of equation (1) holds.
+
+    Raises:
+        ValueError: for "conv" with a height or width that the convolutions do not halve evenly.
+    """
+    layers: list[nn.Module] = []
+    if architecture == "fc":
+        for n_in, n_out in pairwise([latent_dim, *reversed(hidden)]):
+            layers.append(LipschitzLinear(n_in, n_out, group_size=group_size))
+        return nn.Sequential(*layers, LipschitzLinear(hidden[0], parameters * math.prod(shape)))
+    convolutions = len(hidden) - 1
+    if any(side % 2**convolutions for side in shape[1:]):
+        raise ValueError(
+            f"decoder_lipschitz needs an input_shape whose height and width are multiples of "
+            f"{2**convolutions} for architecture 'conv', got {shape}; architecture 'fc' takes any"
+        )
+    size = (hidden[-2], *_sizes(shape, convolutions)[-1])
+    layers = [
+        LipschitzLinear(latent_dim, hidden[-1], group_size=group_size),
+        LipschitzLinear(hidden[-1], math.prod(size), group_size=group_size),
+        nn.Unflatten(1, size),
+    ]
+    for c_in, c_out in pairwise(reversed(hidden[:-1])):
+        layers += [LipschitzConv2d(c_in, 4 * c_out, 3, 1, 1, group_size=group_size)]
+        layers += [nn.PixelShuffle(2)]
+    layers += [LipschitzConv2d(hidden[0], 4 * parameters * shape[0], 3, 1, 1), nn.PixelShuffle(2)]
+    return nn.Sequential(*layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -73,13 +74,7 @@ class VAE(nn.Module):
         }
         self.trunk = self._make_trunk()
         self.loc, self.log_variance = self._make_heads()
-        self.decoder = networks.decoder(
-            architecture,
-            self.input_shape,
-            self.hidden,
-            self.latent_dim,
-            self.likelihood.parameters_per_dim,
-        )
+        self.decoder = self._make_decoder()
 
     def _make_trunk(self) -> nn.Sequential:
         return networks.relu_trunk(self.architecture, self.input_shape, self.hidden)
@@ -87,6 +82,22 @@ class VAE(nn.Module):
     def _make_heads(self) -> tuple[nn.Module, nn.Module]:
         width = self.hidden[-1]
         return nn.Linear(width, self.latent_dim), nn.Linear(width, self.latent_dim)
+
+    def _make_decoder(self) -> nn.Sequential:
+        return networks.decoder(
+            self.architecture,
+            self.input_shape,
+            self.hidden,
+            self.latent_dim,
+            self.likelihood.parameters_per_dim,
+        )
+
+    def redraw(self, generator: torch.Generator | None = None) -> None:
+        """Draws what is random in a model's weights for the next training step: here, nothing."""
+
+    def weight_kl(self) -> Tensor | None:
+        """KL of the weights' posterior and prior in nats, a scalar; None for ordinary weights."""
+        return None
 
     @property
     def input_size(self) -> int:
@@ -125,7 +136,11 @@ class VAE(nn.Module):
         Raises:
             TypeError, ValueError: see :meth:`check_input`.
         """
-        features = self.trunk(self.check_input(x))
+        return self._encode(self.check_input(x))
+
+    def _encode(self, x: Tensor) -> NormalPosterior:
+        """:meth:`encode` of an input that has been checked."""
+        features = self.trunk(x)
         return NormalPosterior(self.loc(features), self.log_variance(features))
 
     def _check_latent(self, z: Tensor) -> Tensor:
@@ -167,7 +182,9 @@ class VAE(nn.Module):
                 f"the decoder of architecture {self.architecture!r} does not end in a linear "
                 "layer; use decode(z)"
             )
-        rows = self.decoder[:-1](self._check_latent(z).reshape(-1, self.latent_dim))
+        rows = self._check_latent(z).reshape(-1, self.latent_dim)
+        for layer in islice(self.decoder, len(self.decoder) - 1):
+            rows = layer(rows)
         return rows.reshape(*z.shape[:-1], -1)
 
     def log_prior(self, z: Tensor) -> Tensor:

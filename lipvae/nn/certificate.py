@@ -248,11 +248,13 @@ def _propagate(module: nn.Module, state: _State, executed: bool, name: str = "")
         if isinstance(first, int) and first % state.lower.dim() == 0:
             raise ValueError(f"module {name} reshapes the batch dimension, got {module}")
         return state.map(module)
+    if type(module) is nn.PixelShuffle:  # moves values and computes nothing
+        return state.map(module)
     if type(module) is nn.Identity:
         return state
     raise TypeError(
         f"module {name} cannot be certified: known are Sequential, LipschitzSequential, "
-        "LipschitzLinear, LipschitzConv2d, GroupSort, Flatten, Unflatten and Identity"
+        "LipschitzLinear, LipschitzConv2d, GroupSort, Flatten, Unflatten, PixelShuffle and Identity"
     )
 
 
