@@ -73,10 +73,9 @@ def machine(index: int | None) -> Machine:
     if index is None:
         return Machine()
     found = torch.cuda.get_device_properties(index)
+    family = "hopper" if found.major >= 9 else "ampere"
     if torch.version.hip is not None:
         family = "cdna"
-    else:
-        family = "hopper" if found.major >= 9 else "ampere"
     limit = getattr(found, "shared_memory_per_block_optin", 0) or 65536
     return Machine(family, found.multi_processor_count, limit)
 

@@ -73,11 +73,11 @@ def join_groups(lanes, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _exchange(lanes, swap, I: tl.constexpr, J: tl.constexpr):
-    """Lanes I and J exchanged where `swap` holds."""
-    low = tl.where(swap, lanes[J], lanes[I])
-    high = tl.where(swap, lanes[I], lanes[J])
-    return lanes[:I] + (low,) + lanes[I + 1 : J] + (high,) + lanes[J + 1 :]
+def _exchange(lanes, swap, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """Lanes LOW < HIGH exchanged where `swap` holds."""
+    low = tl.where(swap, lanes[HIGH], lanes[LOW])
+    high = tl.where(swap, lanes[LOW], lanes[HIGH])
+    return lanes[:LOW] + (low,) + lanes[LOW + 1 : HIGH] + (high,) + lanes[HIGH + 1 :]
 
 
 @triton.jit
@@ -88,9 +88,7 @@ def _packed(swap):
 
 
 @triton.jit
-def sort_lanes(
-    lanes, code_ptr, plane, byte, inside, NETWORK: tl.constexpr, RECORD: tl.constexpr
-):
+def sort_lanes(lanes, code_ptr, plane, byte, inside, NETWORK: tl.constexpr, RECORD: tl.constexpr):
     """Runs the network; stores the packed outcomes of comparator c at code_ptr + c plane + byte."""
     for step in tl.static_range(len(NETWORK)):
         swap = lanes[NETWORK[step][0]] > lanes[NETWORK[step][1]]
@@ -164,9 +162,7 @@ def sort_groups(
     byte = start // 8 + tl.arange(0, PAIRS // 8)
     offset = index * n * inner
 
-    lanes = _load_lanes(
-        x_ptr + offset, pair, lane, rows_inside, n, inner, pairs, GROUP, CONTIGUOUS
-    )
+    lanes = _load_lanes(x_ptr + offset, pair, lane, rows_inside, n, inner, pairs, GROUP, CONTIGUOUS)
     lanes = sort_lanes(
         lanes,
         code_ptr,
@@ -176,9 +172,7 @@ def sort_groups(
         NETWORK,
         RECORD,
     )
-    _store_lanes(
-        y_ptr + offset, lanes, pair, lane, rows_inside, n, inner, pairs, GROUP, CONTIGUOUS
-    )
+    _store_lanes(y_ptr + offset, lanes, pair, lane, rows_inside, n, inner, pairs, GROUP, CONTIGUOUS)
 
 
 @triton.jit
@@ -251,7 +245,9 @@ def _layout(x: Tensor, group_size: int, dim: int) -> tuple[int, int, int]:
     return outer, n, inner
 
 
-def _arguments(outer: int, n: int, inner: int, group_size: int) -> tuple[tuple[int], dict[str, Any]]:
+def _arguments(
+    outer: int, n: int, inner: int, group_size: int
+) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and keyword arguments of either kernel."""
     if inner == 1 and n // group_size % 8 == 0 and outer * n < _INT32:
         # Rows of whole bytes are one long row, whose loads need no division and no ragged ends.

@@ -1,14 +1,6 @@
 """Projection of rows onto the L1 ball, equations (1) and (3): one launch each way, no sort.
 
-The threshold of a row solves ``sum_i max(|w_i| - tau, 0) = r``. The left side is convex, falling
-and piecewise linear in tau, so Newton's iteration (each step recomputes tau from the active set
-A = {|w_i| > tau}; Michelot 1986) reaches a side of the root from which it is monotone after one
-step, whatever the start, and ends when the active set stops shrinking: at most one step a column.
-
-The kernels iterate on delta = max|w| - tau. Where r is far below max|w|, tau in float32 has no
-bits left for the row sum; delta keeps its own relative precision there, since max|w| - |w_i| is
-exact for every entry near the maximum. Steps with sums in float32 find the active set, steps with
-sums in float64 settle it and fix delta.
+A row's threshold comes from Newton's iteration (``_newton.py``), in registers for rows that fit.
 """
 
 from __future__ import annotations
@@ -25,6 +17,7 @@ from lipvae.kernels._common import (
     check_radius,
     on_device,
 )
+from lipvae.kernels._newton import newton, over, soft_threshold, split_threshold
 
 # A row up to the first length stays in registers. A longer one is read again in every step, from
 # the cache, in chunks of the second length.
@@ -32,119 +25,6 @@ RESIDENT_COLS = 16384
 CHUNK_COLS = 2048
 # The active entries are counted in float32, where integers are exact up to here.
 MAX_COLS = 2**24
-
-
-@triton.jit
-def soft_threshold(w, hi, lo):
-    """sign(w) max(|w| - tau, 0) with tau = hi + lo in two floats; NaN stays NaN.
-
-    Near the threshold |w| - hi is exact, so the result is rounded once relative to itself.
-    """
-    excess = (tl.abs(w) - hi) - lo
-    kept = tl.where(excess <= 0, 0.0, excess)
-    return tl.where(w < 0, -kept, kept)
-
-
-@triton.jit
-def split_threshold(tau):
-    """float64 tau -> two floats with tau = hi + lo."""
-    hi = tau.to(tl.float32)
-    return hi, (tau - hi.to(tl.float64)).to(tl.float32)
-
-
-@triton.jit
-def _excess(magnitude, hi, low, WIDE: tl.constexpr):
-    """|w| - tau where positive, without the term `low` if `WIDE`, and membership of A."""
-    excess = (magnitude - hi) - low.to(tl.float32)
-    active = excess > 0
-    if WIDE:
-        # Widening only what is active keeps the conversion inside the loop: hoisted out of it, it
-        # would hold two more registers an element.
-        kept = tl.where(active, magnitude, hi)
-        excess = kept.to(tl.float64) - hi.to(tl.float64)
-    else:
-        excess = tl.maximum(excess, 0.0)
-    return excess, active.to(tl.float32)
-
-
-@triton.jit
-def _active(
-    row,
-    magnitude,
-    peak,
-    delta,
-    cols,
-    CHUNK: tl.constexpr,
-    LOOP: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Sum of max(|w| - tau, 0) at tau = peak - delta, and |A|; from memory if `LOOP`."""
-    hi = (peak - delta).to(tl.float32)
-    low = (peak - hi.to(tl.float64)) - delta
-    if LOOP:
-        excess = tl.zeros([CHUNK], tl.float64 if WIDE else tl.float32)
-        active = tl.zeros([CHUNK], tl.float32)
-        for start in range(0, cols, CHUNK):
-            column = start + tl.arange(0, CHUNK)
-            w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
-            chunk, members = _excess(tl.abs(w), hi, low, WIDE)
-            excess += chunk
-            active += members
-    else:
-        excess, active = _excess(magnitude, hi, low, WIDE)
-    if WIDE:
-        count = tl.sum(active, 0).to(tl.float64)
-        total = tl.sum(excess, 0) - count * low
-    else:
-        # One reduction of pairs: half the barriers of two.
-        narrow_total, narrow_count = tl.split(tl.sum(tl.join(excess, active), 0))
-        total = narrow_total.to(tl.float64)
-        count = narrow_count.to(tl.float64)
-    return total, count
-
-
-@triton.jit
-def _over(x, count):
-    """x / count in float64 for a count up to 2^24, without the call that float64 division is."""
-    inverse = (1.0 / tl.cast(count, tl.float32)).to(tl.float64)
-    wide = tl.cast(count, tl.float64)
-    inverse *= 2.0 - wide * inverse
-    inverse *= 2.0 - wide * inverse
-    return x * inverse
-
-
-@triton.jit
-def _step(delta, total, count, radius, floor, peak):
-    """Newton's step. delta >= r / |A| always; delta = peak is tau = 0, where padding is inactive."""
-    delta -= _over(total - radius, tl.maximum(count, 1.0))
-    return tl.minimum(tl.maximum(delta, floor), peak)
-
-
-@triton.jit
-def _newton(
-    row,
-    magnitude,
-    peak,
-    delta,
-    radius,
-    outside,
-    cols,
-    CHUNK: tl.constexpr,
-    LOOP: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Newton's iteration on delta from any start, with sums in float32 or, if `WIDE`, float64."""
-    floor = _over(radius, cols)
-    total, before = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
-    delta = _step(delta, total, before, radius, floor, peak)
-    total, count = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
-    # A first step from inside the set enlarges it. From here on the set only shrinks.
-    before = tl.where(count > before, tl.cast(cols, tl.float64) + 1, before)
-    while (count < before) & outside:
-        delta = _step(delta, total, count, radius, floor, peak)
-        before = count
-        total, count = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
-    return _step(delta, total, count, radius, floor, peak)
 
 
 @triton.jit
@@ -187,14 +67,12 @@ def project_rows(
     outside = norm > radius
 
     # The Newton steps from tau = 0 and from tau = max|w| - r, whichever is nearer to the root.
-    delta = tl.minimum(radius, peak - _over(norm - radius, cols))
+    delta = tl.minimum(radius, peak - over(norm - radius, cols))
     if WARM:
         previous = peak - tl.load(warm_ptr + index)
         delta = tl.where((previous > 0) & (previous < peak), previous, delta)
-    delta = _newton(
-        row, magnitude, peak, delta, radius, outside, cols, CHUNK, not RESIDENT, False
-    )
-    delta = _newton(row, magnitude, peak, delta, radius, outside, cols, CHUNK, LOOP_WIDE, True)
+    delta = newton(row, magnitude, peak, delta, radius, outside, cols, CHUNK, not RESIDENT, False)
+    delta = newton(row, magnitude, peak, delta, radius, outside, cols, CHUNK, LOOP_WIDE, True)
 
     tau = peak - delta
     # Rounded up where the subtraction rounded down, so that the row sum does not exceed r.
@@ -288,7 +166,9 @@ def row_config(cols: int) -> dict[str, int | bool]:
     }
 
 
-def _run(weight: Tensor, radius: float, warm: Tensor | None, project: bool) -> tuple[Tensor, Tensor]:
+def _run(
+    weight: Tensor, radius: float, warm: Tensor | None, project: bool
+) -> tuple[Tensor, Tensor]:
     weight = check_operand("weight", weight, dim=2)
     radius = check_radius(radius)
     rows, cols = weight.shape
@@ -359,8 +239,7 @@ def l1_ball_backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
     """
     weight = check_operand("weight", weight, dim=2)
     grad = check_companion("grad", check_operand("grad", grad), weight, tuple(weight.shape))
-    rows, cols = weight.shape
-    threshold = check_companion("threshold", threshold, weight, (rows,), torch.float64)
+    threshold = check_companion("threshold", threshold, weight, weight.shape[:1], torch.float64)
     return project_gradient(grad, weight, threshold, in_place=False)
 
 

@@ -1,0 +1,217 @@
+"""The kernels, argument types and configurations that are compiled ahead of time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lipvae.kernels import group_sort, importance, importance_linear, l1_ball
+from lipvae.kernels._densities import FAMILIES
+from lipvae.kernels._lipschitz_products import KERNELS, tiles
+from lipvae.kernels._tuning import Tile
+
+_FAMILY = {"sm_80": "ampere", "sm_90": "hopper", "gfx942": "cdna"}
+_KINDS = {"half": "bf16", "tf32": "fp32", "ieee": "fp32"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with the types of its arguments, its constants and its launch options."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int = 3
+
+
+def _variant(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Variant:
+    rest = dict(constants)
+    return Variant(name, kernel, types, rest, rest.pop("num_warps"), rest.pop("num_stages", 3))
+
+
+def _l1_ball() -> Iterator[Variant]:
+    for cols in (32, 784, 4096, 8192, 16384, 65536):
+        for dtype in ("fp32", "bf16"):
+            p = "*" + dtype
+            config = l1_ball.row_config(cols)
+            forward = {
+                "weight_ptr": p,
+                "warm_ptr": "*fp64",
+                "projected_ptr": p,
+                "threshold_ptr": "*fp64",
+                "radius": "fp64",
+                "cols": "i32",
+            }
+            flags = {"WARM": True, "PROJECT": True}
+            name = f"l1_ball forward, {cols} columns, {dtype}"
+            yield _variant(name, l1_ball.project_rows, forward, {**config, **flags})
+            backward = {
+                "grad_ptr": "*fp32",
+                "weight_ptr": p,
+                "threshold_ptr": "*fp64",
+                "grad_weight_ptr": p,
+                "cols": "i32",
+            }
+            name = f"l1_ball backward, {cols} columns, {dtype}"
+            yield _variant(name, l1_ball.project_rows_backward, backward, config)
+
+
+def _group_sort() -> Iterator[Variant]:
+    for group, network in group_sort.NETWORKS.items():
+        for contiguous in (True, False):
+            # Last dimension, flattened: outer and inner are 1 and become constants.
+            ones = {"outer": 1, "inner": 1} if contiguous else {}
+            sizes = {name: "i32" for name in ("outer", "n", "inner") if name not in ones}
+            constants = {
+                **group_sort.tile_config(1 if contiguous else 128, 4096, group),
+                **ones,
+                "GROUP": group,
+                "NETWORK": network,
+                "CONTIGUOUS": contiguous,
+            }
+            where = "last" if contiguous else "inner"
+            types = {"x_ptr": "*fp32", "y_ptr": "*fp32", "code_ptr": "*u8", **sizes}
+            name = f"group_sort forward, g={group}, {where} dimension"
+            yield _variant(name, group_sort.sort_groups, types, {**constants, "RECORD": True})
+            types = {"grad_ptr": "*fp32", "code_ptr": "*u8", "grad_x_ptr": "*fp32", **sizes}
+            name = f"group_sort backward, g={group}, {where} dimension"
+            yield _variant(name, group_sort.unsort_groups, types, constants)
+
+
+def _describe(tile: Tile, kind: str) -> str:
+    order = ", swapped" if tile.swapped else ""
+    return f"{kind} {tile.rows}x{tile.cols}x{tile.inner}, {tile.num_warps} warps{order}"
+
+
+def _lipschitz_linear(family: str) -> Iterator[Variant]:
+    sizes = {"rows": "i32", "cols": "i32", "inner": "i32"}
+    for kind, dtype in _KINDS.items():
+        if kind == "tf32" and family == "cdna":
+            continue
+        p = "*" + dtype
+        common = {"PRECISION": "tf32" if kind == "tf32" else "ieee", "EVEN": True}
+        types = {
+            "forward": {
+                "x_ptr": p,
+                "weight_ptr": p,
+                "bias_ptr": p,
+                "threshold_ptr": "*fp64",
+                "y_ptr": p,
+                "code_ptr": "*u8",
+            },
+            "grad_x": {
+                "grad_ptr": p,
+                "weight_ptr": p,
+                "threshold_ptr": "*fp64",
+                "grad_x_ptr": p,
+            },
+            "grad_weight": {
+                "grad_ptr": p,
+                "x_ptr": p,
+                "grad_projected_ptr": "*fp32",
+                "grad_bias_ptr": "*fp32",
+            },
+        }
+        for product, pointers in types.items():
+            for tile in tiles(product, kind, family):
+                for group in (2, 8) if product == "forward" else (1,):
+                    fixed: dict[str, Any] = {}
+                    label = ""
+                    if product == "forward":
+                        network = group_sort.NETWORKS[group]
+                        fixed = {"GROUP": group, "NETWORK": network, "BIAS": True, "RECORD": True}
+                        label = f", g={group}"
+                    elif product == "grad_weight":
+                        fixed = {"BIAS": True}
+                    yield _variant(
+                        f"lipschitz_linear {product}, {_describe(tile, kind)}{label}",
+                        KERNELS[product],
+                        {**pointers, **sizes},
+                        {**common, **fixed, **tile.keywords()},
+                    )
+
+
+def _importance() -> Iterator[Variant]:
+    sizes = {"samples": "i32", "batch": "i32", "pixels": "i32"}
+    for family, count in FAMILIES.items():
+        for dtype in ("fp32", "bf16"):
+            forward = {"parameters_ptr": "*" + dtype, "target_ptr": "*fp32", "out_ptr": "*fp32"}
+            backward = {
+                "grad_ptr": "*fp32",
+                "parameters_ptr": "*" + dtype,
+                "target_ptr": "*fp32",
+                "grad_parameters_ptr": "*" + dtype,
+            }
+            if count == 256:
+                kernels = (
+                    importance.log_likelihood_categorical,
+                    importance.log_likelihood_categorical_backward,
+                )
+                used = {name: sizes[name] for name in ("batch", "pixels")}
+                constants: dict[str, Any] = importance.categorical_config()
+            else:
+                kernels = (importance.log_likelihood, importance.log_likelihood_backward)
+                used = sizes
+                constants = {**importance.tile_config(784), "FAMILY": family, "COUNT": count}
+            name = f"{family}, {dtype}"
+            yield _variant(
+                f"importance forward, {name}", kernels[0], {**forward, **used}, constants
+            )
+            yield _variant(
+                f"importance backward, {name}", kernels[1], {**backward, **used}, constants
+            )
+
+
+def _importance_linear(architecture: str) -> Iterator[Variant]:
+    for kind, dtype in _KINDS.items():
+        if kind == "tf32" and architecture == "cdna":
+            continue
+        p = "*" + dtype
+        types = {
+            "hidden_ptr": p,
+            "weight_ptr": p,
+            "bias_ptr": p,
+            "target_ptr": "*fp32",
+            "partial_ptr": "*fp32",
+            "rows": "i32",
+            "batch": "i32",
+            "pixels": "i32",
+            "inner": "i32",
+        }
+        common = {
+            "BIAS": True,
+            "PRECISION": "tf32" if kind == "tf32" else "ieee",
+            "EVEN": True,
+        }
+        for family, count in FAMILIES.items():
+            tile = importance_linear.tile_for(kind, count, architecture)
+            keywords = tile.keywords()
+            del keywords["SWAPPED"]
+            kernel = importance_linear.linear_log_likelihood
+            fixed: dict[str, Any] = {"FAMILY": family, "COUNT": count}
+            if count == 256:
+                kernel = importance_linear.linear_log_likelihood_categorical
+                fixed = {"PIXELS": importance_linear.CATEGORICAL_PIXELS}
+            yield _variant(
+                f"importance_linear, {family}, {_describe(replace(tile, swapped=False), kind)}",
+                kernel,
+                types,
+                {**common, **fixed, **keywords},
+            )
+
+
+@functools.cache
+def variants(target: str) -> tuple[Variant, ...]:
+    """What is compiled for a target."""
+    family = _FAMILY[target]
+    return (
+        *_l1_ball(),
+        *_group_sort(),
+        *_lipschitz_linear(family),
+        *_importance(),
+        *_importance_linear(family),
+    )
