@@ -127,6 +127,53 @@ void group_sort_backward(Address grad_y, Address code, Address grad_x, std::int6
   lipvae::kernels().group_sort_backward(arguments);
 }
 
+Family family_of(int code) {
+  if (code < 0 || code > 4) throw py::value_error(given("family", "0 to 4", code));
+  return static_cast<Family>(code);
+}
+
+std::int64_t planes_of(Family family) {
+  switch (family) {
+    case Family::gaussian:
+    case Family::discretized_logistic: return 2;
+    case Family::categorical256: return 256;
+    default: return 1;
+  }
+}
+
+void importance_forward(Address parameters, Address target, Address out, std::int64_t samples,
+                        std::int64_t batch, std::int64_t dim, int family, int dtype, int threads) {
+  const Family kind = family_of(family);
+  const std::int64_t rows = span({{"K", samples}, {"B", batch}});
+  const std::int64_t size = span({{"K", samples}, {"B", batch}, {"D", dim}, {"P", planes_of(kind)}});
+  check_threads(threads);
+  check_address("parameters", parameters, size);
+  check_address("target", target, size);
+  check_address("out", out, rows);
+  const lipvae::Importance arguments{pointer<const void>(parameters), pointer<const void>(target),
+                                     pointer<void>(out), samples, batch, dim, kind, dtype_of(dtype),
+                                     threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().importance(arguments);
+}
+
+void importance_backward(Address grad_out, Address parameters, Address target, Address grad_parameters,
+                         std::int64_t samples, std::int64_t batch, std::int64_t dim, int family,
+                         int dtype, int threads) {
+  const Family kind = family_of(family);
+  const std::int64_t size = span({{"K", samples}, {"B", batch}, {"D", dim}, {"P", planes_of(kind)}});
+  check_threads(threads);
+  check_address("grad_out", grad_out, size);
+  check_address("parameters", parameters, size);
+  check_address("target", target, size);
+  check_address("grad_parameters", grad_parameters, size);
+  const lipvae::ImportanceBackward arguments{
+      pointer<const void>(grad_out), pointer<const void>(parameters), pointer<const void>(target),
+      pointer<void>(grad_parameters), samples, batch, dim, kind, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().importance_backward(arguments);
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const lipvae::KernelTable* table : lipvae::available_kernels()) names.emplace_back(table->isa);
@@ -175,6 +222,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("group_sort_backward", &group_sort_backward,
         "Sends grad_y [outer, n, inner] back through the swaps in code to grad_x, which may be grad_y.",
         "grad_y"_a, "code"_a, "grad_x"_a, "outer"_a, "n"_a, "inner"_a, "group_size"_a, "dtype"_a, "threads"_a);
+
+  m.def("importance_forward", &importance_forward,
+        "Writes out [K, B] = sum_d log p(target[b, d] | parameters[k, b, :, d]) for parameters\n"
+        "[K, B, P, D] and target [B, D]. family: 0 bernoulli (P = 1, logits), 1 continuous_bernoulli\n"
+        "(P = 1, logits), 2 gaussian (P = 2: mean, log scale), 3 discretized_logistic (P = 2: mean, log\n"
+        "scale; 256 bins on [0, 1]), 4 categorical256 (P = 256 logits; class round(255 target)). An\n"
+        "entry of out depends on its own parameters and target only.",
+        "parameters"_a, "target"_a, "out"_a, "K"_a, "B"_a, "D"_a, "family"_a, "dtype"_a, "threads"_a);
+  m.def("importance_backward", &importance_backward,
+        "Writes grad_parameters [K, B, P, D] from grad_out [K, B].",
+        "grad_out"_a, "parameters"_a, "target"_a, "grad_parameters"_a, "K"_a, "B"_a, "D"_a, "family"_a,
+        "dtype"_a, "threads"_a);
 
   m.def("isa", [] { return std::string(lipvae::kernels().isa); },
         "Name of the instruction set in use: baseline, avx2, avx512 or neon.");

@@ -15,5 +15,9 @@ void l1_ball(const L1Ball&);
 void l1_ball_backward(const L1BallBackward&);
 void group_sort(const GroupSort&);
 void group_sort_backward(const GroupSortBackward&);
+void importance(const Importance&);
+void importance_backward(const ImportanceBackward&);
+void categorical256(const Importance&);  // the family of importance that has a file of its own
+void categorical256_backward(const ImportanceBackward&);
 
 }  // namespace lipvae::LIPVAE_ISA

@@ -8,7 +8,8 @@ namespace lipvae::LIPVAE_ISA {
 
 extern const KernelTable kernel_table;
 const KernelTable kernel_table = {
-    LIPVAE_STRING(LIPVAE_ISA), l1_ball, l1_ball_backward, group_sort, group_sort_backward,
+    LIPVAE_STRING(LIPVAE_ISA), l1_ball,    l1_ball_backward, group_sort,
+    group_sort_backward,       importance, importance_backward,
 };
 
 }  // namespace lipvae::LIPVAE_ISA

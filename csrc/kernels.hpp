@@ -89,6 +89,8 @@ struct KernelTable {
   void (*l1_ball_backward)(const L1BallBackward&);
   void (*group_sort)(const GroupSort&);
   void (*group_sort_backward)(const GroupSortBackward&);
+  void (*importance)(const Importance&);
+  void (*importance_backward)(const ImportanceBackward&);
 };
 
 }  // namespace lipvae

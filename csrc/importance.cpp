@@ -1,0 +1,167 @@
+#include "families.hpp"
+#include "isa_kernels.hpp"
+#include "parallel.hpp"
+
+namespace lipvae::LIPVAE_ISA {
+namespace {
+
+// Sum of the log density over the dimensions of one sample of one input. The order of the sum
+// depends on dim alone.
+template <class Family, class T>
+double row_log_likelihood(const T* parameters, const T* target, std::int64_t dim) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int streams = 2;  // independent chains of products
+  constexpr int factors = Family::uses_growing && Family::uses_scaled ? 2 : 1;  // in a dimension
+  constexpr int lane_limit = (max_factors / S::lanes < streams * max_lane_factors
+                                  ? max_factors / S::lanes
+                                  : streams * max_lane_factors) / factors;
+  constexpr std::int64_t block_length = std::int64_t(lane_limit) / streams * streams * S::lanes;
+  double total = Family::constant * double(dim);
+  for (std::int64_t start = 0; start < dim; start += block_length) {
+    const std::int64_t end = dim - start < block_length ? dim : start + block_length;
+    Block<T> block[streams];
+    auto add = [&](std::int64_t i, Block<T>& to) {
+      V p[Family::planes];
+      for (int plane = 0; plane < Family::planes; ++plane) p[plane] = S::load(parameters + plane * dim + i);
+      Family::template add<false>(to, p, S::load(target + i), typename S::I{});
+    };
+    std::int64_t i = start;
+    for (; i + streams * S::lanes <= end; i += streams * S::lanes)
+#pragma GCC unroll 4
+      for (int s = 0; s < streams; ++s) add(i + s * S::lanes, block[s]);
+    for (; i + S::lanes <= end; i += S::lanes) add(i, block[0]);
+    if (i < end) {
+      V p[Family::planes];
+      for (int plane = 0; plane < Family::planes; ++plane)
+        p[plane] = S::load_first(parameters + plane * dim + i, end - i);
+      Family::template add<true>(block[1], p, S::load_first(target + i, end - i), S::first(end - i));
+    }
+    double growing = 0.0, mantissa = 1.0, exponent = 0.0;
+    for (int s = 0; s < streams; ++s) {
+      T lane[S::lanes];
+      S::store(lane, block[s].linear);
+      for (int j = 0; j < S::lanes; ++j) total += double(lane[j]);
+      if constexpr (Family::uses_growing) block[s].growing.into(growing);
+      if constexpr (Family::uses_scaled) block[s].scaled.into(mantissa, exponent);
+    }
+    if constexpr (Family::uses_growing) total -= __builtin_log1p(growing);
+    if constexpr (Family::uses_scaled) {
+      const double log_scaled = __builtin_log(mantissa) + exponent * 0.69314718055994530942;
+      total += Family::uses_growing ? -log_scaled : log_scaled;
+    }
+  }
+  return total;
+}
+
+// Calls row(k, b) for every sample k and input b. Inputs go in tiles whose targets stay in the cache
+// while the samples stream by.
+template <class T, class Row>
+void for_each_row(std::int64_t samples, std::int64_t batch, std::int64_t dim, double bytes, int threads,
+                  Row&& row) {
+  const std::int64_t tile_limit = 128 * 1024 / (dim * std::int64_t(sizeof(T)) + 1) + 1;
+  const std::int64_t tiles = (batch + tile_limit - 1) / tile_limit;
+  const std::int64_t tile = (batch + tiles - 1) / tiles;
+  parallel_for(tiles * samples, bytes, threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t k = i % samples, first = i / samples * tile;
+      const std::int64_t last = batch - first < tile ? batch : first + tile;
+      for (std::int64_t b = first; b < last; ++b) row(k, b);
+    }
+  });
+}
+
+template <class Family, class T>
+void forward(const Importance& a) {
+  const T* parameters = static_cast<const T*>(a.parameters);
+  const T* target = static_cast<const T*>(a.target);
+  T* out = static_cast<T*>(a.out);
+  const std::int64_t width = Family::planes * a.dim;
+  const double bytes = double(a.samples) * double(a.batch) * double(width) * sizeof(T);
+  for_each_row<T>(a.samples, a.batch, a.dim, bytes, a.threads, [&](std::int64_t k, std::int64_t b) {
+    const std::int64_t row = k * a.batch + b;
+    out[row] = T(row_log_likelihood<Family>(parameters + row * width, target + b * a.dim, a.dim));
+  });
+}
+
+template <class Family, class T>
+void backward(const ImportanceBackward& a) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int planes = Family::planes;
+  const T* parameters = static_cast<const T*>(a.parameters);
+  const T* target = static_cast<const T*>(a.target);
+  const T* grad_out = static_cast<const T*>(a.grad_out);
+  T* grad = static_cast<T*>(a.grad_parameters);
+  const std::int64_t dim = a.dim, width = planes * dim;
+  const double bytes = double(a.samples) * double(a.batch) * double(width) * sizeof(T);
+  const bool streaming = streams(grad, bytes, vector_bytes) && dim % S::lanes == 0;
+  for_each_row<T>(a.samples, a.batch, dim, 2.0 * bytes, a.threads, [&](std::int64_t k, std::int64_t b) {
+    const std::int64_t row = k * a.batch + b;
+    const T* from = parameters + row * width;
+    T* to = grad + row * width;
+    const T* x = target + b * dim;
+    const V g = S::splat(grad_out[row]);
+    std::int64_t i = 0;
+    for (; i + S::lanes <= dim; i += S::lanes) {
+      V p[planes], d[planes];
+      for (int plane = 0; plane < planes; ++plane) p[plane] = S::load(from + plane * dim + i);
+      Family::gradient(p, S::load(x + i), g, d);
+      for (int plane = 0; plane < planes; ++plane) {
+        if (streaming)
+          S::stream(to + plane * dim + i, d[plane]);
+        else
+          S::store(to + plane * dim + i, d[plane]);
+      }
+    }
+    if (i < dim) {
+      V p[planes], d[planes];
+      for (int plane = 0; plane < planes; ++plane) p[plane] = S::load_first(from + plane * dim + i, dim - i);
+      Family::gradient(p, S::load_first(x + i, dim - i), g, d);
+      for (int plane = 0; plane < planes; ++plane) S::store_first(to + plane * dim + i, d[plane], dim - i);
+    }
+    if (streaming) stream_fence();
+  });
+}
+
+template <class T>
+void forward_any(const Importance& a) {
+  switch (a.family) {
+    case Family::bernoulli: return forward<Bernoulli<T>, T>(a);
+    case Family::continuous_bernoulli: return forward<ContinuousBernoulli<T>, T>(a);
+    case Family::gaussian: return forward<Gaussian<T>, T>(a);
+    case Family::discretized_logistic: return forward<DiscretizedLogistic<T>, T>(a);
+    case Family::categorical256: return categorical256(a);
+  }
+}
+
+template <class T>
+void backward_any(const ImportanceBackward& a) {
+  switch (a.family) {
+    case Family::bernoulli: return backward<Bernoulli<T>, T>(a);
+    case Family::continuous_bernoulli: return backward<ContinuousBernoulli<T>, T>(a);
+    case Family::gaussian: return backward<Gaussian<T>, T>(a);
+    case Family::discretized_logistic: return backward<DiscretizedLogistic<T>, T>(a);
+    case Family::categorical256: return categorical256_backward(a);
+  }
+}
+
+}  // namespace
+
+void importance(const Importance& a) {
+  if (a.samples * a.batch == 0) return;
+  if (a.dtype == DType::float32)
+    forward_any<float>(a);
+  else
+    forward_any<double>(a);
+}
+
+void importance_backward(const ImportanceBackward& a) {
+  if (a.samples * a.batch * a.dim == 0) return;
+  if (a.dtype == DType::float32)
+    backward_any<float>(a);
+  else
+    backward_any<double>(a);
+}
+
+}  // namespace lipvae::LIPVAE_ISA

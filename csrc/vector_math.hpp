@@ -1,0 +1,163 @@
+// exp, 1 - exp(-x) and products whose logarithm is taken once for many factors.
+#pragma once
+
+#include "simd.hpp"
+
+namespace lipvae::LIPVAE_ISA {
+
+// e^r on |r| <= ln 2 / 2: minimax for the relative error, 9.2e-8 (constant term fixed at 1) and
+// 3.1e-18; (e^r - 1) / r likewise, 1.1e-8 and 2.4e-19. ln 2 is split so that n * ln2_high is exact.
+template <class T>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float min = -87.33f, max = 88.37f;  // 2^n stays a normal number
+  static constexpr float exp[] = {1.0f,        0.9999997f,  0.49999148f,
+                                  0.16667654f, 0.04189818f, 0.008289205f};
+  static constexpr float expm1[] = {1.0f,           0.499999981f,   0.166665059f,
+                                    0.0416671371f,  0.00836910429f, 0.00138888736f};
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double log2e = 1.442695040888963407;
+  static constexpr double ln2_high = 0.6931471803691238164901733, ln2_low = 1.9082149292705878161e-10;
+  static constexpr double min = -708.3, max = 709.4;
+  static constexpr double exp[] = {1.0,
+                                   1.0,
+                                   0.500000000000001777,
+                                   0.166666666666661662,
+                                   0.0416666666664920748,
+                                   0.0083333333335601749,
+                                   0.00138888889514102528,
+                                   0.000198412694314540221,
+                                   0.0000248014863205881211,
+                                   2.7557623136996031e-6,
+                                   2.76323680191975778e-7,
+                                   2.49942471779324049e-8};
+  static constexpr double expm1[] = {1.0,
+                                     0.5,
+                                     0.166666666666666807,
+                                     0.0416666666666664916,
+                                     0.00833333333331964551,
+                                     0.0013888888888965435,
+                                     0.00019841269889960807,
+                                     0.000024801587172114294,
+                                     2.75572409832241315e-6,
+                                     2.75574000459231418e-7,
+                                     2.51100218986877068e-8,
+                                     2.08767524736242711e-9};
+};
+
+template <class T, int n>
+LIPVAE_INLINE typename Simd<T>::V horner(const T (&coefficient)[n], typename Simd<T>::V x) {
+  typename Simd<T>::V sum = Simd<T>::splat(coefficient[n - 1]);
+#pragma GCC unroll 16
+  for (int i = n - 2; i >= 0; --i) sum = sum * x + Simd<T>::splat(coefficient[i]);
+  return sum;
+}
+
+template <class T>
+struct Reduced {
+  typename Simd<T>::V r;      // x - n ln 2
+  typename Simd<T>::V scale;  // 2^n
+};
+
+template <class T>
+LIPVAE_INLINE Reduced<T> reduce(typename Simd<T>::V x) {
+  using S = Simd<T>;
+  using C = ExpConstants<T>;
+  const typename S::V magic = S::splat(C::magic);
+  const typename S::V shifted = x * S::splat(C::log2e) + magic;
+  const typename S::V n = shifted - magic;
+  const typename S::I exponent = ((typename S::I)shifted << Scalar<T>::mantissa_bits) +
+                                 S::splat_int(typename S::Int(Scalar<T>::exponent_bias)
+                                              << Scalar<T>::mantissa_bits);
+  return {(x - n * S::splat(C::ln2_high)) - n * S::splat(C::ln2_low), (typename S::V)exponent};
+}
+
+// e^x. Finite for every finite x: above its range it stays at about the largest number, below it
+// is 0. NaN stays NaN.
+template <class T>
+LIPVAE_INLINE typename Simd<T>::V exp(typename Simd<T>::V x) {
+  using S = Simd<T>;
+  using C = ExpConstants<T>;
+  // The constant is the first operand, so a NaN in x passes through.
+  const typename S::V clamped = S::max(S::splat(C::min), S::min(S::splat(C::max), x));
+  const Reduced<T> part = reduce<T>(clamped);
+  const typename S::I underflow = x < S::splat(C::min);
+  return S::keep(~underflow, horner(C::exp, part.r) * part.scale);
+}
+
+// e^-x for x >= 0, where a result below about 1e-38 (1e-307) may come out as that number.
+template <class T>
+LIPVAE_INLINE typename Simd<T>::V exp_minus(typename Simd<T>::V x) {
+  using S = Simd<T>;
+  using C = ExpConstants<T>;
+  const Reduced<T> part = reduce<T>(-S::min(S::splat(-C::min), x));
+  return horner(C::exp, part.r) * part.scale;
+}
+
+// 1 - e^-x for x >= 0, with the full relative precision near 0.
+template <class T>
+LIPVAE_INLINE typename Simd<T>::V one_minus_exp_minus(typename Simd<T>::V x) {
+  using S = Simd<T>;
+  using C = ExpConstants<T>;
+  const Reduced<T> part = reduce<T>(-S::min(S::splat(-C::min), x));
+  const typename S::V one = S::splat(T(1));
+  return (one - part.scale) - part.scale * (part.r * horner(C::expm1, part.r));
+}
+
+// x / (1 - e^-x) for x >= 0; 1 at 0.
+template <class T>
+LIPVAE_INLINE typename Simd<T>::V decay_ratio(typename Simd<T>::V x) {
+  using S = Simd<T>;
+  const typename S::V one = S::splat(T(1));
+  return x == typename S::V{} ? one : x / one_minus_exp_minus<T>(x);
+}
+
+// A product of factors in [1, 2] in each lane, less 1, so that factors near 1 keep their digits.
+// 960 factors at most: 2^960 is a finite double, and 120 in a lane a finite float.
+constexpr int max_factors = 960, max_lane_factors = 120;
+
+template <class T>
+struct GrowingProduct {
+  typename Simd<T>::V less_one = {};
+  // Multiplies by 1 + x, x in [0, 1].
+  LIPVAE_INLINE void grow(typename Simd<T>::V x) { less_one = less_one * x + (less_one + x); }
+  // Multiplies by the lanes of this product.
+  LIPVAE_INLINE void into(double& less_one_total) const {
+    T lane[Simd<T>::lanes];
+    Simd<T>::store(lane, less_one);
+    for (int i = 0; i < Simd<T>::lanes; ++i)
+      less_one_total = less_one_total * double(lane[i]) + (less_one_total + double(lane[i]));
+  }
+};
+
+// A product of positive numbers of any size, as mantissas in [1, 2) and a sum of exponents.
+template <class T>
+struct ScaledProduct {
+  typename Simd<T>::V mantissa = Simd<T>::splat(T(1));
+  typename Simd<T>::I exponent = {};
+  LIPVAE_INLINE void multiply(typename Simd<T>::V x) {
+    using S = Simd<T>;
+    using Int = typename S::Int;
+    constexpr int bits = Scalar<T>::mantissa_bits;
+    const typename S::I raw = (typename S::I)x;
+    const typename S::I fraction = raw & S::splat_int((Int(1) << bits) - 1);
+    exponent += (raw >> bits) - S::splat_int(Scalar<T>::exponent_bias);
+    mantissa *= (typename S::V)(fraction | S::splat_int(Int(Scalar<T>::exponent_bias) << bits));
+  }
+  LIPVAE_INLINE void into(double& mantissa_total, double& exponent_total) const {
+    T lane[Simd<T>::lanes];
+    Simd<T>::store(lane, mantissa);
+    for (int i = 0; i < Simd<T>::lanes; ++i) {
+      mantissa_total *= double(lane[i]);
+      exponent_total += double(exponent[i]);
+    }
+  }
+};
+
+}  // namespace lipvae::LIPVAE_ISA
