@@ -9,7 +9,7 @@ go through everything in blocks of a fixed size, the last one padded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -96,21 +96,32 @@ class ImportancePass:
                 rows = torch.stack([getattr(statistics, name) for name in _STATISTICS])
                 table[:, columns] = rows[:, : len(x) - columns.start]
 
-        blocks = -(-len(x) // size)
-        if alone:
-            for_each(blocks, work)
-        else:
-            for i in range(blocks):
-                work(i)
+        _each(-(-len(x) // size), work, alone)
         rows = dict(zip(_STATISTICS, table, strict=True))
         return ImportanceStatistics(**rows, num_samples=self._noise.num_samples)
 
+    def encode(self, x: Tensor, block: int) -> Any:
+        """q(z | x) of each image, with parameters in double; arguments as of :meth:`run`."""
+        alone = x.device.type == "cpu"
+        size = GROUP if alone else block
+        blocks = -(-len(x) // size)
+        found: list[Any] = [None] * blocks
+
+        def work(i: int) -> None:
+            with torch.no_grad():
+                found[i] = self._encode(_parts(x[i * size : (i + 1) * size], size, alone), size)
+
+        _each(blocks, work, alone)
+        return _joined(found, len(x))[: len(x)]
+
+    def _encode(self, parts: list[Tensor], size: int) -> Any:
+        # In double from here on: rounding of z would enter the densities, not the samples.
+        return _joined([self._model._encode(part) for part in parts], size)
+
     def _block(self, x: Tensor, size: int, alone: bool) -> ImportanceStatistics:
         """The statistics of `size` images, of which the last repeats where `x` has fewer."""
-        # Copies: rows of a batch differ in their alignment, these don't.
-        parts = [x[i : i + 1].clone() for i in range(len(x))] if alone else [_padded(x, size)]
-        # In double from here on: rounding of z would enter the densities, not the samples.
-        posterior = _joined([self._model._encode(part) for part in parts], size)
+        parts = _parts(x, size, alone)
+        posterior = self._encode(parts, size)
         targets = [part.flatten(1) for part in parts]
         accumulator = ImportanceAccumulator()
         for noise in self._noise.on(x.device):
@@ -134,10 +145,24 @@ class ImportancePass:
         return ops.importance_linear(hidden, head.weight, head.bias, target, model.likelihood.name)
 
 
+def _parts(x: Tensor, size: int, alone: bool) -> list[Tensor]:
+    """What goes through the model at once: one image, or all of a padded block."""
+    # Copies: rows of a batch differ in their alignment, these don't.
+    return [x[i : i + 1].clone() for i in range(len(x))] if alone else [_padded(x, size)]
+
+
+def _each(count: int, work: Callable[[int], None], alone: bool) -> None:
+    if alone:
+        for_each(count, work)
+    else:
+        for i in range(count):
+            work(i)
+
+
 def _padded(x: Tensor, size: int, dim: int = 0) -> Tensor:
     """`x` with its last slice repeated up to `size`."""
     short = size - x.shape[dim]
-    if not short:
+    if short <= 0:
         return x
     return torch.cat([x, *[x.narrow(dim, -1, 1)] * short], dim)
 

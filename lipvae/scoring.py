@@ -11,8 +11,11 @@ from torch import Tensor
 from lipvae import scores as definitions
 from lipvae._importance_pass import ImportancePass, NoiseTiles
 from lipvae._validate import check_count, check_unit_interval, describe
-from lipvae.models import VAE
+from lipvae.batches import Images, as_input, checked, generator
+from lipvae.calibration import Calibration, fingerprint
+from lipvae.models import VAE, BayesianVAE, Ensemble
 from lipvae.nn import frozen
+from lipvae.scores import Evidence
 from lipvae.statistics import ImportanceStatistics
 
 # Images that an accelerator decodes at once, TILE samples of each.
@@ -37,6 +40,23 @@ class Scorer:
     ``ess``                - (sum of w)^2 / sum of w^2              inliers; negated
     ====================== ======================================== ==============================
 
+    An ensemble, or a Bayesian model by `num_draws` draws of its weights, gives the scores of
+    equation (7) over its models theta_s, from one such pass of each:
+
+    =========================== ==================================== =============================
+    score                       definition                           raw statistic is high for
+    =========================== ==================================== =============================
+    ``waic``                    var - mean over s of log p(x|theta)  inliers; negated
+    ``disagreement``            - 1 / sum of v_s^2                   inliers; negated
+    ``entropy``                 sum of v_s log v_s                   inliers; negated
+    ``ensemble_stds_of_lls``    std over s of log p(x|theta_s)       outliers
+    ``ensemble_log_likelihood`` log S - logsumexp log p(x|theta_s)   inliers; negated
+    =========================== ==================================== =============================
+
+    By name, or with ``scores="all"``, there are also ``input_complexity``, ``likelihood_regret``,
+    the confounds ``pixel_entropy``, ``pixel_mean`` and ``nonzero_pixels``, and, after
+    :meth:`calibrate`, ``typicality``, ``f_lip`` and ``f_agg``; :mod:`lipvae.scores` defines them.
+
     Samples stream through in tiles, so memory does not grow with K. Where the decoder ends in a
     linear layer, that layer and the log-likelihood are one op and the logits are never stored.
 
@@ -44,15 +64,20 @@ class Scorer:
     whatever the batch, its order and size, the other rows and the number of threads: every image
     is computed alone by one thread, with noise keyed by (seed, k), and as many images at once as
     torch has threads. On an accelerator images are computed in padded blocks of `batch_size`, so
-    the shapes are always the same there too; another `batch_size` may move the last bits.
+    the shapes are always the same there too; another `batch_size` may move the last bits. So may
+    the batch in ``likelihood_regret``, whose gradient steps go over blocks of images.
 
     Args:
-        model: a trained :class:`lipvae.VAE` or a subclass. It is put into evaluation mode for the
-            time of a call, and left as it was found.
-        scores: names of the scores to return; None for all that K samples define.
+        model: a trained :class:`lipvae.VAE` or a subclass, or a :class:`lipvae.Ensemble`. It is
+            put into evaluation mode for the time of a call, and left as it was found.
+        scores: names of the scores to return; None for all that the samples define, "all" for
+            whatever applies to the model and, with a calibration, to its training images.
         num_samples: K. The standard deviations need at least 2.
-        seed: of the noise, in [0, 2^64).
+        seed: of the noise and of the draws, in [0, 2^64).
         batch_size: images of a block on an accelerator, 64 by default. No effect on a CPU.
+        num_draws: S, draws of a :class:`lipvae.BayesianVAE`'s weights; of an ensemble, the most
+            members to use.
+        calibration: what :meth:`calibrate` found before, of this model and K.
 
     Raises:
         TypeError, ValueError: for an argument of the wrong type or out of range.
@@ -73,14 +98,16 @@ class Scorer:
 
     def __init__(
         self,
-        model: VAE,
-        scores: Sequence[str] | None = None,
+        model: VAE | Ensemble,
+        scores: Sequence[str] | str | None = None,
         num_samples: int = 128,
         seed: int = 0,
         *,
         batch_size: int | None = None,
+        num_draws: int = 8,
+        calibration: Calibration | None = None,
     ) -> None:
-        if not isinstance(model, VAE):
+        if not isinstance(model, VAE | Ensemble):
             raise TypeError(f"model must be a lipvae.VAE, got {type(model).__name__}")
         self.model = model
         self.num_samples = check_count("num_samples", num_samples)
@@ -90,8 +117,19 @@ class Scorer:
         self.batch_size = DEFAULT_BLOCK
         if batch_size is not None:
             self.batch_size = check_count("batch_size", batch_size)
-        self._scores = definitions.select(scores, num_samples)
-        self._noise = NoiseTiles(num_samples, seed, model.latent_dim)
+        self.num_draws = check_count("num_draws", num_draws)
+        if isinstance(model, Ensemble):
+            self.num_draws = min(num_draws, len(model))
+        self._scores = definitions.select(
+            scores,
+            num_samples,
+            single=isinstance(model, VAE),
+            draws=self.num_draws if isinstance(model, Ensemble | BayesianVAE) else 0,
+            calibrated=calibration is not None,
+        )
+        self._noise: dict[int, NoiseTiles] = {}
+        self._drawn: tuple[object, Ensemble] | None = None
+        self.calibration = calibration
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,8 +152,28 @@ class Scorer:
             ValueError: for another shape or device, an empty batch, NaN or infinite values, or
                 values outside [0, 1].
         """
-        statistics = self.statistics(x)
-        return {score.name: score.statistic(statistics) for score in self._scores}
+        x = self._check(x)
+        if self.calibration is None and any(score.calibrated for score in self._scores):
+            wanting = next(score.name for score in self._scores if score.calibrated)
+            raise RuntimeError(
+                f"score {wanting!r} needs training images: call calibrate(data) before"
+            )
+        single = self.model if isinstance(self.model, VAE) else None
+        with _evaluating(self.model):
+            evidence = Evidence(
+                single,
+                x,
+                self.seed,
+                self.calibration,
+                statistics=lambda: self._pass(self._single()).run(x, self.batch_size),
+                posterior=lambda: self._pass(self._single()).encode(x, self.batch_size),
+                draws=lambda: self._draw_log_likelihoods(x),
+            )
+            found = {}
+            for score in self._scores:
+                part = evidence if score.source == "evidence" else getattr(evidence, score.source)
+                found[score.name] = score.statistic(part)
+        return found
 
     def statistics(self, x: Tensor) -> ImportanceStatistics:
         """The statistics that the scores are made of, with their own signs.
@@ -128,10 +186,99 @@ class Scorer:
 
         Raises:
             TypeError, ValueError: as for a call.
+            TypeError: for an ensemble, which has statistics of each member only.
         """
         x = self._check(x)
         with _evaluating(self.model):
-            return ImportancePass(self.model, self._noise).run(x, self.batch_size)
+            return self._pass(self._single()).run(x, self.batch_size)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What the training images say, for scores that need it."""
+        return self._calibration
+
+    @calibration.setter
+    def calibration(self, value: Calibration | None) -> None:
+        if value is not None:
+            if value.num_samples != self.num_samples:
+                raise ValueError(
+                    f"calibration must be of num_samples={self.num_samples}, got one of "
+                    f"{value.num_samples}: a log-likelihood depends on it"
+                )
+            if value.model != fingerprint(self._single()):
+                raise ValueError("calibration must be of this model, got one of other weights")
+        self._calibration = value
+
+    def calibrate(self, data: Images, max_images: int = 1000) -> Scorer:
+        """Scores training images, for ``typicality``, ``f_lip`` and ``f_agg``.
+
+        Args:
+            data: training images, as for :func:`lipvae.fit`.
+            max_images: a random choice, by the seed, of as many is used. ``f_lip`` and ``f_agg``
+                compare every input with each of them.
+
+        Returns:
+            This scorer. Its `calibration` can be saved, and given to another scorer.
+
+        Raises:
+            TypeError: for an ensemble.
+            TypeError, ValueError: for images that do not fit the model.
+
+        Example:
+            >>> import lipvae, torch
+            >>> model = lipvae.VAE((1, 8, 8), latent_dim=2, architecture="fc", hidden=(32,))
+            >>> scorer = Scorer(model, ["typicality", "f_agg"], num_samples=16)
+            >>> scorer = scorer.calibrate(torch.rand(50, 1, 8, 8))
+            >>> list(scorer(torch.rand(2, 1, 8, 8)))
+            ['typicality', 'f_agg']
+        """
+        model = self._single()
+        images = checked("data", model, data)
+        if len(images) > check_count("max_images", max_images):
+            order = torch.randperm(len(images), generator=generator(self.seed, 7))
+            images = images[order[:max_images].to(images.device)]
+        like = next(model.parameters())
+        x = self._check(as_input(images.to(like.device), like))
+        with _evaluating(model):
+            work = self._pass(model)
+            statistics = work.run(x, self.batch_size)
+            posterior = work.encode(x, self.batch_size)
+        self._calibration = Calibration(
+            entropy=-float(statistics.is_log_likelihood.mean()),
+            images=x,
+            posterior=posterior,
+            num_samples=self.num_samples,
+            model=fingerprint(model),
+        )
+        return self
+
+    def _single(self) -> VAE:
+        if not isinstance(self.model, VAE):
+            raise TypeError("this needs a single model, got an ensemble: score its members")
+        return self.model
+
+    def _pass(self, model: VAE) -> ImportancePass:
+        m = model.latent_dim
+        if m not in self._noise:
+            self._noise[m] = NoiseTiles(self.num_samples, self.seed, m)
+        return ImportancePass(model, self._noise[m])
+
+    def _members(self) -> Ensemble:
+        """The models theta_s; those of a Bayesian model are drawn anew when its weights change."""
+        if isinstance(self.model, Ensemble):
+            return self.model.ensemble(self.num_draws)
+        assert isinstance(self.model, BayesianVAE)
+        key = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+        if self._drawn is None or self._drawn[0] != key:
+            self._drawn = (key, self.model.ensemble(self.num_draws, self.seed))
+        return self._drawn[1]
+
+    def _draw_log_likelihoods(self, x: Tensor) -> Tensor:
+        rows = []
+        for member in self._members().members:
+            with _evaluating(member):
+                rows.append(self._pass(member).run(x, self.batch_size).is_log_likelihood)
+        return torch.stack(rows)
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
         """Scores batches one after the other, for data larger than memory.
@@ -182,7 +329,7 @@ class Scorer:
 
 
 @contextlib.contextmanager
-def _evaluating(model: VAE) -> Iterator[None]:
+def _evaluating(model: VAE | Ensemble) -> Iterator[None]:
     """Evaluation mode and projected weights inside the block; every module's mode after it."""
     training = [module for module in model.modules() if module.training]
     try:

@@ -19,7 +19,7 @@ from lipvae.data import DataUnavailableError
 from lipvae.inputs import Batch, Inputs
 from lipvae.models import VAE
 from lipvae.persistence import load
-from lipvae.scores import SCORES
+from lipvae.scores import ALL, SCORES
 from lipvae.scoring import Scorer
 from lipvae.training import DivergenceError
 
@@ -53,7 +53,8 @@ ScoreNames = Annotated[
     str | None,
     typer.Option(
         "--scores",
-        help=f"Scores to compute, separated by commas: {', '.join(SCORES)}. All by default.",
+        help=f"Scores to compute, separated by commas: {', '.join(SCORES)}; or all. "
+        "By default those of one pass over the samples.",
         rich_help_panel="Scores",
     ),
 ]
@@ -154,7 +155,9 @@ def make_scorer(
     model: VAE, names: str | None, num_samples: int, seed: int, batch_size: int
 ) -> Scorer:
     """The scorer of the options."""
-    scores = None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    scores: list[str] | str | None = names
+    if names is not None and names.strip() != ALL:
+        scores = [name.strip() for name in names.split(",") if name.strip()]
     block = min(batch_size, 64)
     return Scorer(model, scores, num_samples=num_samples, seed=seed, batch_size=block)
 

@@ -5,35 +5,78 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lipvae._validate import describe
-from lipvae.scores import holes, likelihood, weights
+from lipvae.scores import (
+    complexity,
+    confounds,
+    ensembles,
+    holes,
+    latent,
+    likelihood,
+    regret,
+    typicality,
+    weights,
+)
+from lipvae.scores._evidence import Evidence
 from lipvae.scores._score import Score
 
-SCORES: dict[str, Score] = {
-    score.name: score for family in (holes, likelihood, weights) for score in family.SCORES
-}
+_FAMILIES = (
+    holes,
+    likelihood,
+    weights,
+    complexity,
+    typicality,
+    latent,
+    ensembles,
+    regret,
+    confounds,
+)
 
-__all__ = ["SCORES", "Score", "select"]
+SCORES: dict[str, Score] = {score.name: score for family in _FAMILIES for score in family.SCORES}
+
+ALL = "all"
+
+__all__ = ["ALL", "SCORES", "Evidence", "Score", "select"]
 
 
-def select(names: Iterable[str] | None, num_samples: int) -> tuple[Score, ...]:
+def select(
+    names: Iterable[str] | str | None,
+    num_samples: int,
+    *,
+    single: bool = True,
+    draws: int = 0,
+    calibrated: bool = False,
+) -> tuple[Score, ...]:
     """The scores of the given names, in their order.
 
     Args:
-        names: keys of `SCORES`; None for all that K samples define.
+        names: keys of `SCORES`. None for those that the samples define: of the statistics over k,
+            and over the draws where there are some. "all" for whatever applies.
         num_samples: K.
+        single: whether there is a single model, which most scores are of.
+        draws: S, models of an ensemble; 0 where there is none.
+        calibrated: whether "all" may have scores that need training images.
 
     Raises:
         TypeError: if `names` is not a sequence of strings.
-        ValueError: for an unknown or repeated name, none at all, or one that needs more samples.
+        ValueError: for an unknown or repeated name, none at all, or one that needs more samples,
+            a single model, or an ensemble.
 
     Example:
         >>> [score.name for score in select(None, num_samples=1)]
         ['is_log_likelihood', 'elbo', 'log_likelihood', 'kl', 'ess']
     """
-    if names is None:
-        return tuple(score for score in SCORES.values() if num_samples >= score.min_samples)
+    obstacles = {s.name: _obstacle(s, num_samples, single, draws) for s in SCORES.values()}
+    if names is None or names == ALL:
+        sources = ("statistics", "draws") if names is None else None
+        return tuple(
+            score
+            for score in SCORES.values()
+            if obstacles[score.name] is None
+            and (sources is None or score.source in sources)
+            and (calibrated or not score.calibrated)
+        )
     if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError(f"scores must be a sequence of names, got {describe(names)}")
+        raise TypeError(f"scores must be a sequence of names, or 'all', got {describe(names)}")
     chosen = tuple(names)
     if not chosen:
         raise ValueError("scores must name at least one score, got none")
@@ -42,9 +85,21 @@ def select(names: Iterable[str] | None, num_samples: int) -> tuple[Score, ...]:
             raise ValueError(f"scores must be among {', '.join(SCORES)}, got {name!r}")
         if chosen.count(name) > 1:
             raise ValueError(f"scores must not repeat a name, got {name!r} twice")
-        if num_samples < SCORES[name].min_samples:
-            raise ValueError(
-                f"score {name!r} needs num_samples of at least {SCORES[name].min_samples}, "
-                f"got {num_samples}"
-            )
+        if obstacles[name] is not None:
+            raise ValueError(f"score {name!r} needs {obstacles[name]}")
     return tuple(SCORES[name] for name in chosen)
+
+
+def _obstacle(score: Score, num_samples: int, single: bool, draws: int) -> str | None:
+    """What a score lacks, in words; None if it is defined."""
+    if score.source == "images":
+        return None
+    if score.source == "draws":
+        if not draws:
+            return "an ensemble or a Bayesian model, got a single model"
+        return None if draws >= 2 else f"num_draws of at least 2, got {draws}"
+    if not single:
+        return "a single model, got an ensemble"
+    if num_samples < score.min_samples:
+        return f"num_samples of at least {score.min_samples}, got {num_samples}"
+    return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from lipvae.statistics import ImportanceStatistics
+# What a score may be computed from: an attribute of `Evidence`, or the evidence as a whole.
+Source = Literal["statistics", "draws", "images", "evidence"]
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,19 @@ class Score:
     Attributes:
         name: the key under which :class:`lipvae.Scorer` returns it.
         title: for tables and plots.
-        statistic: from the statistics over k to the score, float64 [B].
+        statistic: from what `source` names to the score, float64 [B].
         raw_orientation: what a high value of the statistic itself means, before `statistic`
             turned its sign: "outlier" (the sign is kept) or "inlier" (it is negated).
         min_samples: the smallest K for which the score is defined.
+        source: "statistics", those over k of one model; "draws", log p(x | theta_s) of an
+            ensemble, float64 [S, B]; "images", the input alone; "evidence", several of these.
+        calibrated: whether it needs :meth:`lipvae.Scorer.calibrate`.
     """
 
     name: str
     title: str
-    statistic: Callable[[ImportanceStatistics], Tensor]
+    statistic: Callable[[Any], Tensor]
     raw_orientation: Literal["outlier", "inlier"]
     min_samples: int = 1
+    source: Source = "statistics"
+    calibrated: bool = False
