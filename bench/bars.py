@@ -97,11 +97,13 @@ def memory(
 
 
 def memory_growth(measured: list[MeasuredCase]) -> Values:
-    """Extra memory of scoring at the largest K over that at the smallest, all else equal."""
+    """Extra memory of scoring at the largest K over that at K = 128, all else equal."""
     by_sizes: dict[tuple[object, ...], dict[int, float]] = {}
     for case in measured:
         row = case.rows.get(PUBLIC)
-        if case.first["op"] == "scoring" and row is not None and row["peak_extra_bytes"]:
+        if case.first["op"] != "scoring" or row is None or row["shape"]["K"] < 128:
+            continue
+        if row["peak_extra_bytes"]:
             sizes = dict(row["shape"])
             k = sizes.pop("K")
             by_sizes.setdefault((row["threads"], *sizes.items()), {})[k] = row["peak_extra_bytes"]
@@ -128,9 +130,11 @@ def _groups(*sizes: int) -> Callable[[Row], bool]:
 
 
 def _exceeds_cache(row: Row) -> bool:
-    from bench.machine import cache_bytes
+    return row["variant"] == "forward, bernoulli" and row["work"]["bytes"] > row["cache_bytes"]
 
-    return row["variant"] == "forward, bernoulli" and row["work"]["bytes"] > cache_bytes()
+
+def _in_cache(row: Row) -> bool:
+    return row["variant"] == "forward, bernoulli" and not _exceeds_cache(row)
 
 
 def _wide(row: Row) -> bool:
@@ -172,10 +176,16 @@ BARS = [
         extra("group_sort", PUBLIC, "saved_bytes_per_entry")),
     Bar("importance", "time / one read, Bernoulli beyond the cache", 1.5, True,
         times("importance", KERNEL, READ, keep=_exceeds_cache)),
-    Bar("importance", "eager / time, Bernoulli", 15, False,
-        times("importance", "eager", PUBLIC, keep=_variant("forward, bernoulli"))),
-    Bar("importance", "compiled / time, Bernoulli", 5, False,
-        times("importance", "compiled", PUBLIC, keep=_variant("forward, bernoulli"))),
+    Bar("importance", "eager / time, Bernoulli beyond the cache", 15, False,
+        times("importance", "eager", PUBLIC, keep=_exceeds_cache)),
+    Bar("importance", "compiled / time, Bernoulli beyond the cache", 5, False,
+        times("importance", "compiled", PUBLIC, keep=_exceeds_cache)),
+    Bar("importance", "eager / time, Bernoulli in the cache", None, False,
+        times("importance", "eager", PUBLIC, keep=_in_cache)),
+    Bar("importance", "compiled / time, Bernoulli in the cache", None, False,
+        times("importance", "compiled", PUBLIC, keep=_in_cache)),
+    Bar("importance", "time / one read, Bernoulli in the cache", None, True,
+        times("importance", KERNEL, READ, keep=_in_cache)),
     *(
         Bar("importance", f"time / one read, {family}", None, True,
             times("importance", KERNEL, READ, keep=_variant(f"forward, {family}")))
@@ -188,7 +198,12 @@ BARS = [
     Bar("training", "step / step of the plain VAE, fc", 1.2, True,
         times("training", PUBLIC, "VAE", keep=_variant("fc"))),
     Bar("scoring", "eager pipeline / Scorer, K = 128", 1.5, False,
-        times("scoring", EAGER, PUBLIC, keep=lambda row: row["shape"]["K"] == 128)),
+        times("scoring", EAGER, PUBLIC, keep=lambda row: row["variant"] == bench_scoring.WHOLE)),
+    Bar("scoring", "eager pipeline / Scorer, smaller and larger sizes", None, False,
+        times("scoring", EAGER, PUBLIC, keep=_variant("fc, growth"))),
+    Bar("scoring", "Scorer / the decoder's GEMMs, K = 128", None, True,
+        times("scoring", PUBLIC, bench_scoring.GEMM,
+              keep=lambda row: row["variant"] == bench_scoring.WHOLE)),
     Bar("scoring", "growth of extra memory with K", 1.25, True, memory_growth),
 ]  # fmt: skip
 

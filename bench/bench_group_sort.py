@@ -11,7 +11,17 @@ from torch import Tensor
 from bench.harness import Case, Provider
 from bench.peers import group_sort as peers
 from bench.peers.compiled import compiled
-from bench.settings import CLONE, COPY, KERNEL, PUBLIC, Settings, copy_limits, peer, vjp
+from bench.settings import (
+    CLONE,
+    COPY,
+    KERNEL,
+    PUBLIC,
+    Settings,
+    copy_limits,
+    on_reference,
+    peer,
+    vjp,
+)
 from lipvae import functional, reference
 from lipvae._backend import cpp_availability
 
@@ -88,6 +98,8 @@ def forward_case(x: Tensor, g: int, dim: int, settings: Settings, *, compile_: b
             extra={"saved_bytes_per_entry": saved},
         )
     )  # fmt: skip
+    if x.shape == SHAPES[0]:
+        providers.append(on_reference(providers[-1].run))
     skipped: dict[str, str] = {}
     if dim == x.dim() - 1:
         _peers(providers, skipped, g, compile_, lambda f: lambda: f(leaf))

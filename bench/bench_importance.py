@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.harness import Case, Provider
 from bench.peers import importance as peers
 from bench.peers.compiled import compiled
-from bench.settings import CLONE, KERNEL, PUBLIC, Settings, peer, vjp
+from bench.settings import CLONE, KERNEL, PUBLIC, Settings, on_reference, peer, vjp
 from lipvae import functional, reference
 from lipvae._backend import cpp_availability
 from lipvae.ops.importance import FAMILY_CODES
@@ -74,17 +74,27 @@ def forward_case(
             graph=True, extra={"relative_error": error},
         )
     )  # fmt: skip
+    if shape == SHAPES[1]:
+        providers.append(on_reference(providers[-1].run))
     skipped: dict[str, str] = {}
-    peer(providers, skipped, "eager", lambda: lambda: peers.PEERS[family](parameters, target))
+    peer(
+        providers,
+        skipped,
+        "eager",
+        lambda: lambda: peers.PEERS[family](parameters, target),
+        peer_of=PUBLIC,
+    )
     if family == "bernoulli":
         peer(
             providers, skipped, "eager, x l - softplus(l)",
-            lambda: lambda: peers.bernoulli_formula(parameters, target),
+            lambda: lambda: peers.bernoulli_formula(parameters, target), peer_of=PUBLIC,
         )  # fmt: skip
     if compile_:
         function = peers.bernoulli_formula if family == "bernoulli" else peers.PEERS[family]
         fast = compiled(function)
-        peer(providers, skipped, "compiled", lambda: lambda: fast(parameters, target))
+        peer(
+            providers, skipped, "compiled", lambda: lambda: fast(parameters, target), peer_of=PUBLIC
+        )
     return Case(
         "importance", f"forward, {family}", _shape(family, parameters, target), parameters.dtype,
         providers, skipped=skipped, work={"bytes": 4.0 * parameters.numel()},

@@ -11,7 +11,18 @@ from torch import Tensor
 from bench.harness import Case, Provider
 from bench.peers import l1_ball as peers
 from bench.peers.compiled import compiled
-from bench.settings import CLONE, COPY, KERNEL, PUBLIC, WARM, Settings, copy_limits, peer, vjp
+from bench.settings import (
+    CLONE,
+    COPY,
+    KERNEL,
+    PUBLIC,
+    WARM,
+    Settings,
+    copy_limits,
+    on_reference,
+    peer,
+    vjp,
+)
 from lipvae import functional, reference
 from lipvae._backend import cpp_availability
 
@@ -88,17 +99,20 @@ def forward_case(
     )  # fmt: skip
     providers.append(public)
     skipped: dict[str, str] = {}
-    small = weight.numel() < 5e6
-    if small or kind == "initial":
+    affordable = weight.numel() < 5e6 or kind == "initial"
+    if shape == SHAPES[0]:
+        providers.append(on_reference(public.run))
+    if affordable:
         peer(
             providers, skipped, "sort (LNets)",
             lambda: lambda: peers.sort_projection(source(), RADIUS), peer_of=PUBLIC,
         )  # fmt: skip
     steps = peers.newton_steps(weight, RADIUS)
-    peer(
-        providers, skipped, "Newton, eager",
-        lambda: lambda: peers.newton_projection(source(), RADIUS, steps), peer_of=PUBLIC,
-    )  # fmt: skip
+    if affordable:
+        peer(
+            providers, skipped, "Newton, eager",
+            lambda: lambda: peers.newton_projection(source(), RADIUS, steps), peer_of=PUBLIC,
+        )  # fmt: skip
     if compile_:
         fast = compiled(peers.newton_projection)
         peer(

@@ -56,6 +56,7 @@ def describe(device: str) -> dict[str, Any]:
         "device": device,
         "device_name": device_name(device),
         "cores": os.cpu_count(),
+        "cache_bytes": cache_bytes(),
         "threads": torch.get_num_threads(),
         "isa": module.isa() if module else None,
         "versions": versions(),

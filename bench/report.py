@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from bench import bars, results
+from bench import bars, bench_scoring, results
 from bench.results import MeasuredCase, Row, factor, megabytes, seconds
 
 PAGE = "performance.md"
@@ -50,12 +50,13 @@ def _product(variant: str, *names: str) -> Callable[[Row], float | None]:
 
 
 def _growth(name: str) -> Callable[[Row], float | None]:
+    base = {key: bench_scoring.BASE[key] for key in ("K", "B", "m")}
+    base["D"] = bench_scoring.BASE["channels"] * bench_scoring.BASE["side"] ** 2
+
     def size(row: Row) -> float | None:
-        base = row["variant"] == "fc"
-        varied = row["variant"] == f"fc, {name} varied"
-        if name == "D":
-            varied = row["variant"] == "fc, channels/side varied"
-        return float(row["shape"][name]) if base or varied else None
+        shape = row["shape"]
+        others = all(shape[key] == base[key] for key in base if key != name)
+        return float(shape[name]) if others else None
 
     return size
 

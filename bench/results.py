@@ -14,7 +14,7 @@ Row = dict[str, Any]
 FIELDS = {
     "op", "variant", "shape", "dtype", "data", "provider", "role", "median_s", "q10_s", "q90_s",
     "rounds", "calls", "limit", "to_limit", "rival", "to_ours", "peak_extra_bytes", "extra", "work",
-    "device", "device_name", "cores", "threads", "isa", "versions", "date",
+    "device", "device_name", "cores", "cache_bytes", "threads", "isa", "versions", "date",
 }  # fmt: skip
 
 

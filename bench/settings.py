@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import lipvae
 from bench.harness import Budget, Provider, Skip
 from bench.machine import cache_bytes
 
@@ -18,7 +19,7 @@ _CUDA_STREAM_BYTES = 256 * 1024**2
 
 COPY, CLONE = "copy", "allocating copy"
 KERNEL, PUBLIC = "lipvae kernel", "lipvae"
-WARM = "lipvae kernel, warm start"
+WARM, REFERENCE = "lipvae kernel, warm start", "lipvae, reference backend"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,16 @@ def peer(
         providers.append(Provider(name, "peer", make(), **options))
     except Skip as error:
         skipped[name] = str(error)
+
+
+def on_reference(run: Callable[[], Any]) -> Provider:
+    """The same call on the reference backend, which is also what runs without the extension."""
+
+    def referred() -> Any:
+        with lipvae.backend("reference"):
+            return run()
+
+    return Provider(REFERENCE, "ours", referred)
 
 
 def vjp(function: Callable[..., Any], inputs: list[Tensor], grad: Tensor) -> Callable[[], Any]:
