@@ -209,7 +209,7 @@ def importance_statistics(
         >>> logits = torch.tensor([[[0.0]], [[2.0]]])
         >>> zeros = torch.zeros(2, 1)
         >>> importance_statistics(logits, torch.ones(1, 1), zeros, zeros).ess
-        tensor([1.9244], dtype=torch.float64)
+        tensor([1.8586], dtype=torch.float64)
     """
     log_likelihood = importance_log_likelihood(parameters, target, likelihood)
     if not len(log_likelihood):
