@@ -1,10 +1,10 @@
-"""The command line: ``lipvae demo | fit | score | evaluate | data | doctor``."""
+"""The command line: ``lipvae demo | fit | score | evaluate | reproduce | data | doctor``."""
 
 from __future__ import annotations
 
 import typer
 
-from lipvae.cli import data, demo, doctor, evaluate, fit, score
+from lipvae.cli import data, demo, doctor, evaluate, fit, reproduce, score
 from lipvae.cli._common import print_version
 
 app = typer.Typer(
@@ -26,11 +26,18 @@ def _root(
 
     Start with `lipvae demo`, which trains on images that come with scikit-learn. Then
     `lipvae fit` a model to your data, `lipvae score` new images, and
-    `lipvae evaluate` how well outliers stand out.
+    `lipvae evaluate` how well outliers stand out. `lipvae reproduce` rebuilds the paper's results.
     """
 
 
-for command in (demo.demo, fit.fit, score.score, evaluate.evaluate, doctor.doctor):
+for command in (
+    demo.demo,
+    fit.fit,
+    score.score,
+    evaluate.evaluate,
+    reproduce.reproduce,
+    doctor.doctor,
+):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

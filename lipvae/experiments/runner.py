@@ -1,0 +1,255 @@
+"""Trains and scores what an experiment needs, each once, and keeps it on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lipvae
+from lipvae.calibration import Calibration
+from lipvae.experiments import store
+from lipvae.experiments.images import Images
+from lipvae.experiments.settings import COLOUR, Budget, ModelSpec
+from lipvae.experiments.tasks import Task, run_all
+from lipvae.models import MODELS, VAE, BayesianVAE
+from lipvae.scores import SCORES, confounds, ensembles
+from lipvae.scores.regret import regret
+from lipvae.scoring import Scorer
+
+# Seconds on two cores: a training step of 128 images, and 128 samples of one image decoded.
+_STEP = {"grey": 0.06, "colour": 0.08}
+_DECODE = {"grey": 0.011, "colour": 0.02}
+_CODE_LENGTHS = 0.003
+
+# Groups of scores, by what they cost: one pass; a pass of each draw; gradient steps; no model.
+SINGLE = tuple(
+    name
+    for name, score in SCORES.items()
+    if score.source in ("statistics", "evidence") and name != "likelihood_regret"
+)
+GROUPS: dict[str, tuple[str, ...]] = {
+    "single": SINGLE,
+    "draws": tuple(score.name for score in ensembles.SCORES),
+    "regret": ("likelihood_regret",),
+    "confounds": tuple(score.name for score in confounds.SCORES),
+}
+
+
+class Runner:
+    """Models and scores of one folder.
+
+    Args:
+        out: the folder. What is there is taken, if it has the same configuration.
+        budget: how much to spend.
+        images: the data.
+        device: where to compute.
+        report: takes a line of text for every step.
+        progress: whether `lipvae.fit` shows its bar.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        budget: Budget,
+        images: Images,
+        device: torch.device | str = "cpu",
+        report: Callable[[str], None] = print,
+        progress: bool = False,
+    ) -> None:
+        self.out, self.budget, self.images = out, budget, images
+        self.device, self.report, self.progress = device, report, progress
+
+    def run(self, tasks: Iterable[Task]) -> float:
+        """Runs the tasks that are not done, each result once; returns the seconds spent."""
+        return run_all({task.label: task for task in tasks}.values(), self.report)
+
+    # Models.
+
+    def model_key(self, spec: ModelSpec, inliers: str, seed: int) -> str:
+        """The name of a model's file."""
+        configuration = {
+            "kind": spec.kind,
+            "arguments": spec.arguments(self.images.shape(inliers)),
+            "training": spec.training,
+            "inliers": inliers,
+            "epochs": self.budget.epochs(inliers),
+            "seed": seed,
+        }
+        return store.key_of(f"{inliers}-{spec.name}-s{seed}", configuration)
+
+    def _model_path(self, spec: ModelSpec, inliers: str, seed: int) -> Path:
+        return self.out / "models" / f"{self.model_key(spec, inliers, seed)}.safetensors"
+
+    def train_task(self, spec: ModelSpec, inliers: str, seed: int) -> Task:
+        """Trains a model."""
+        path = self._model_path(spec, inliers, seed)
+        steps = self.budget.epochs(inliers) * self.images.train_count(inliers) / 128
+        cost = steps * _STEP[_kind(inliers)] * (1.3 if spec.kind == "BayesianVAE" else 1.0)
+        return Task(
+            f"train {spec.title} on {inliers}, seed {seed}",
+            cost,
+            path.with_suffix(".json").exists,
+            lambda: self._train(path, spec, inliers, seed),
+        )
+
+    def _train(self, path: Path, spec: ModelSpec, inliers: str, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = MODELS[spec.kind](**spec.arguments(self.images.shape(inliers)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A run that is interrupted goes on from its last epoch.
+        checkpoint = path.with_suffix(".checkpoint")
+        start = time.perf_counter()
+        history = lipvae.fit(
+            model,
+            self.images.train(inliers),
+            epochs=self.budget.epochs(inliers),
+            device=self.device,
+            seed=seed,
+            checkpoint=checkpoint,
+            resume=True,
+            progress=self.progress,
+            **spec.training,
+        )
+        lipvae.save(model, path)
+        record = {
+            "model": spec.name,
+            "title": spec.title,
+            "kind": spec.kind,
+            "config": model.config,
+            "inliers": inliers,
+            "seed": seed,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "history": history.to_dict(),
+            "seconds": time.perf_counter() - start,
+            "device": str(next(model.parameters()).device),
+        }
+        store.write_json(path.with_suffix(".json"), record)
+        checkpoint.unlink(missing_ok=True)
+
+    def model(self, spec: ModelSpec, inliers: str, seed: int) -> VAE:
+        """A model that has been trained."""
+        model = lipvae.load(self._model_path(spec, inliers, seed), self.device)
+        assert isinstance(model, VAE)
+        return model
+
+    def record(self, spec: ModelSpec, inliers: str, seed: int) -> dict[str, Any] | None:
+        """What is known of a model's training; None before it."""
+        path = self._model_path(spec, inliers, seed).with_suffix(".json")
+        return store.read_json(path) if path.exists() else None
+
+    # Scores.
+
+    def _scores_path(
+        self, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+    ) -> Path:
+        budget = self.budget
+        configuration: dict[str, Any] = {"scores": GROUPS[group], "images": images}
+        configuration["count"] = budget.images
+        if group == "single":
+            configuration |= {"K": budget.num_samples, "known": budget.calibration_images}
+        elif group == "draws":
+            configuration |= {"K": budget.draw_samples, "S": budget.num_draws}
+        elif group == "regret":
+            configuration |= {"count": budget.regret_images, **vars(budget.regret)}
+        if spec is None:
+            folder, label = f"of-{inliers}-shape", images
+        else:
+            folder, label = self.model_key(spec, inliers, seed), images
+        name = store.key_of(f"{label}-{group}", configuration)
+        return self.out / "scores" / folder / f"{name}.safetensors"
+
+    def score_task(
+        self, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+    ) -> Task:
+        """Scores a test set by a group of scores."""
+        path = self._scores_path(group, spec, inliers, seed, images)
+        budget = self.budget
+        count = budget.images or 10000
+        decode = _DECODE[_kind(inliers)]
+        cost = {
+            "single": count * (budget.num_samples / 128 * decode + _CODE_LENGTHS),
+            "draws": count * budget.num_draws * budget.draw_samples / 128 * decode,
+            "regret": 4
+            * decode
+            * budget.regret.samples
+            * budget.regret.steps
+            * budget.regret_images
+            / 128,
+            "confounds": 0.1,
+        }[group]
+        by = "no model" if spec is None else f"{spec.title} of {inliers}, seed {seed}"
+        return Task(
+            f"score {images} ({group}) by {by}",
+            cost,
+            path.exists,
+            lambda: self._score(path, group, spec, inliers, seed, images),
+        )
+
+    def _score(
+        self, path: Path, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+    ) -> None:
+        budget = self.budget
+        count = budget.regret_images if group == "regret" else budget.images
+        x = self.images.test(images, count, inliers)
+        start = time.perf_counter()
+        if spec is None:
+            found = {score.name: score.statistic(x) for score in confounds.SCORES}
+        else:
+            model = self.model(spec, inliers, seed)
+            if group == "regret":
+                x = x.to(self.device)
+                found = {"likelihood_regret": regret(model, x, seed, budget.regret)}
+            else:
+                scorer = self._scorer(group, model, spec, inliers, seed)
+                parts = list(scorer.stream(x.split(512)))
+                found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        content = {"group": group, "seconds": time.perf_counter() - start, "images": len(x)}
+        store.write_tensors(path, {name: value.cpu() for name, value in found.items()}, content)
+
+    def _scorer(self, group: str, model: VAE, spec: ModelSpec, inliers: str, seed: int) -> Scorer:
+        budget = self.budget
+        if group == "draws":
+            assert isinstance(model, BayesianVAE)
+            return Scorer(
+                model, GROUPS[group], budget.draw_samples, seed, num_draws=budget.num_draws
+            )
+        scorer = Scorer(model, SINGLE, budget.num_samples, seed)
+        name = f"K{budget.num_samples}-n{budget.calibration_images}.safetensors"
+        path = self.out / "calibrations" / f"{self.model_key(spec, inliers, seed)}-{name}"
+        if path.exists():
+            scorer.calibration = Calibration.load(path, self.device)
+        else:
+            scorer.calibrate(self.images.train(inliers), budget.calibration_images)
+            assert scorer.calibration is not None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scorer.calibration.save(path)
+        return scorer
+
+    def scores(
+        self, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+    ) -> dict[str, Tensor] | None:
+        """The scores of a test set, float64 [N] by name; None before they are computed."""
+        path = self._scores_path(group, spec, inliers, seed, images)
+        return store.read_tensors(path) if path.exists() else None
+
+    def score_record(
+        self, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+    ) -> dict[str, Any] | None:
+        """Seconds and number of images of a scoring; None before it."""
+        path = self._scores_path(group, spec, inliers, seed, images)
+        return store.read_content(path) if path.exists() else None
+
+
+def group_of(score: str) -> str:
+    """The group that a score is computed with."""
+    return next(group for group, names in GROUPS.items() if score in names)
+
+
+def _kind(inliers: str) -> str:
+    return "colour" if inliers in COLOUR else "grey"

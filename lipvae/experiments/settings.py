@@ -1,0 +1,205 @@
+"""What an experiment is made of: pairs of data sets, models, and how much is spent on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lipvae.data import NAMES
+from lipvae.data.registry import REGISTRY
+from lipvae.scores.regret import RegretSettings
+
+COLOUR = ("cifar10", "svhn")
+# Sets with a training split of their own.
+LEARNT = (*REGISTRY, "digits")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A data set to learn and one to tell from it."""
+
+    inliers: str
+    outliers: str
+
+    @property
+    def name(self) -> str:
+        """As the command line writes it."""
+        return f"{self.inliers}:{self.outliers}"
+
+    @property
+    def title(self) -> str:
+        """As tables write it."""
+        lifted = self.inliers in COLOUR and self.outliers not in COLOUR
+        return f"{self.inliers} vs {self.outliers}{' (lifted to colour)' if lifted else ''}"
+
+
+PAPER_PAIRS = (
+    Pair("fashion-mnist", "mnist"),
+    Pair("mnist", "fashion-mnist"),
+    Pair("cifar10", "svhn"),
+)
+FURTHER_PAIRS = (
+    Pair("fashion-mnist", "kmnist"),
+    Pair("mnist", "kmnist"),
+    *(Pair("cifar10", grey) for grey in ("mnist", "fashion-mnist", "kmnist")),
+)
+GREY_PAIRS = PAPER_PAIRS[:2]
+
+
+def parse_pairs(text: str | None, default: Sequence[Pair]) -> tuple[Pair, ...]:
+    """The pairs of an option.
+
+    Args:
+        text: "all", "paper", or INLIERS:OUTLIERS joined by commas; None for the default.
+        default: where `text` is None.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> [pair.title for pair in parse_pairs("cifar10:mnist", ())]
+        ['cifar10 vs mnist (lifted to colour)']
+    """
+    if text is None:
+        return tuple(default)
+    if text == "all":
+        return PAPER_PAIRS + FURTHER_PAIRS
+    if text == "paper":
+        return PAPER_PAIRS
+    pairs = []
+    for part in text.split(","):
+        inliers, colon, outliers = part.strip().partition(":")
+        if not colon or inliers not in LEARNT or outliers not in NAMES or inliers == outliers:
+            raise ValueError(
+                "pairs must be all, paper, or INLIERS:OUTLIERS joined by commas, with inliers "
+                f"among {', '.join(LEARNT)} and outliers among {', '.join(NAMES)}; got {part!r}"
+            )
+        if inliers == "digits" and outliers in REGISTRY:
+            raise ValueError(f"pairs must not have outliers larger than 8x8 digits, got {part!r}")
+        if inliers not in COLOUR and outliers in COLOUR:
+            raise ValueError(f"pairs must not have colour outliers of grey inliers, got {part!r}")
+        pairs.append(Pair(inliers, outliers))
+    return tuple(dict.fromkeys(pairs))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model, up to the data that it learns.
+
+    Attributes:
+        name: short, for files and tables.
+        title: for tables.
+        kind: key in `lipvae.models.MODELS`.
+        options: arguments besides those of the data.
+        training: arguments of `lipvae.fit` besides those of the budget.
+    """
+
+    name: str
+    title: str
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
+        """The model's arguments for images of a shape: m = 10 for grey ones, 70 for colour."""
+        colour = shape[0] == 3
+        return {
+            "input_shape": list(shape),
+            "latent_dim": 70 if colour else 10,
+            "likelihood": "discretized_logistic" if colour else "bernoulli",
+        } | self.options
+
+
+VANILLA = ModelSpec("vanilla", "VAE", "VAE")
+LIPSCHITZ = ModelSpec("lipschitz", "Lipschitz VAE", "LipschitzVAE")
+BAYESIAN = ModelSpec("bayesian", "Bayesian VAE", "BayesianVAE", training={"warmup": 1})
+
+
+def lipschitz_spec(lipschitz: float, **options: Any) -> ModelSpec:
+    """A Lipschitz VAE of a given encoder constant."""
+    suffix = "".join(f"-{key}={value}" for key, value in options.items())
+    return ModelSpec(
+        f"lipschitz-m={lipschitz:g}{suffix}",
+        f"Lipschitz VAE, M = {lipschitz:g}",
+        "LipschitzVAE",
+        {"lipschitz": float(lipschitz), **options},
+    )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent.
+
+    Attributes:
+        name: "quick" or "full".
+        grey_epochs: passes over grey training images.
+        colour_epochs: passes over colour training images.
+        images: of each test set that are scored, a fixed random choice; None for all.
+        num_samples: K of the scores of one model.
+        num_draws: S, models of the ensemble.
+        draw_samples: K of each of them.
+        calibration_images: training images for the scores that need some.
+        regret_images: of each test set, for likelihood regret.
+        regret: settings of likelihood regret.
+    """
+
+    name: str
+    grey_epochs: int
+    colour_epochs: int
+    images: int | None
+    num_samples: int
+    num_draws: int
+    draw_samples: int
+    calibration_images: int
+    regret_images: int
+    regret: RegretSettings
+
+    def epochs(self, inliers: str) -> int:
+        """Passes over the training images of a data set."""
+        return self.colour_epochs if inliers in COLOUR else self.grey_epochs
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    def override(self, epochs: int | None, images: int | None, num_samples: int | None) -> Budget:
+        """With what the command line sets itself."""
+        changed: dict[str, Any] = {}
+        if epochs is not None:
+            changed |= {"grey_epochs": epochs, "colour_epochs": epochs}
+        if images is not None:
+            changed |= {
+                "images": images,
+                "regret_images": min(images, self.regret_images),
+            }
+        if num_samples is not None:
+            changed["num_samples"] = num_samples
+        return replace(self, **changed) if changed else self
+
+
+# Half an hour on two cores for Table 2 with all pairs and one seed.
+QUICK = Budget(
+    name="quick",
+    grey_epochs=3,
+    colour_epochs=1,
+    images=1000,
+    num_samples=64,
+    num_draws=8,
+    draw_samples=16,
+    calibration_images=500,
+    regret_images=128,
+    regret=RegretSettings(steps=50, lr=0.1, samples=2),
+)
+FULL = Budget(
+    name="full",
+    grey_epochs=10,
+    colour_epochs=20,
+    images=5000,
+    num_samples=128,
+    num_draws=10,
+    draw_samples=32,
+    calibration_images=1000,
+    regret_images=1000,
+    regret=RegretSettings(steps=100, lr=0.05, samples=4),
+)
