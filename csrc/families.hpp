@@ -121,10 +121,15 @@ struct DiscretizedLogistic {
     V u, v, inverse, width;
     I low, high;
   };
+  // Infinite ends would meet a zero factor in the gradient. A NaN passes.
+  static LIPVAE_INLINE V finite(V x) {
+    constexpr T limit = sizeof(T) == 4 ? T(3e38) : T(1e308);
+    return S::max(S::splat(-limit), S::min(S::splat(limit), x));
+  }
   static LIPVAE_INLINE Ends ends(const V* p, V x) {
     const V inverse = exp<T>(-p[1]);
-    return {((x - p[0]) + S::splat(half_bin)) * inverse,
-            ((x - p[0]) - S::splat(half_bin)) * inverse,
+    return {finite(((x - p[0]) + S::splat(half_bin)) * inverse),
+            finite(((x - p[0]) - S::splat(half_bin)) * inverse),
             inverse,
             inverse * S::splat(T(1.0 / 255)),
             x < S::splat(T(0.5 / 255)),

@@ -88,7 +88,8 @@ LIPVAE_INLINE typename Simd<T>::V exp(typename Simd<T>::V x) {
   const typename S::V clamped = S::max(S::splat(C::min), S::min(S::splat(C::max), x));
   const Reduced<T> part = reduce<T>(clamped);
   const typename S::I underflow = x < S::splat(C::min);
-  return S::keep(~underflow, horner(C::exp, part.r) * part.scale);
+  const typename S::V power = S::splat(T(1)) + part.r * horner(C::expm1, part.r);
+  return S::keep(~underflow, power * part.scale);
 }
 
 // e^-x for x >= 0, where a result below about 1e-38 (1e-307) may come out as that number.
