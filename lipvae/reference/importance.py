@@ -66,14 +66,27 @@ def _bernoulli_backward(parameters: Tensor, x: Tensor) -> Tensor:
     return x.unsqueeze(-2) - parameters.sigmoid()
 
 
+# 1/l - 1/sinh(l) = l (c_0 - l^2 (c_1 - l^2 (c_2 - ...))).
+_SLOPE_SERIES = (
+    1 / 6,
+    7 / 360,
+    31 / 15120,
+    127 / 604800,
+    73 / 3421440,
+    1414477 / 653837184000,
+    8191 / 37362124800,
+)
+
+
 def _continuous_bernoulli_backward(parameters: Tensor, x: Tensor) -> Tensor:
-    """The normaliser adds 1/l - 1/sinh(l)."""
-    small = parameters.abs() < 0.05
+    """The normaliser adds 1/l - 1/sinh(l), which cancels near 0."""
+    small = parameters.abs() < 0.25
     far = torch.where(small, torch.ones_like(parameters), parameters)
     near = torch.where(small, parameters, torch.zeros_like(parameters))
-    square = near.square()
-    series = near * (1 / 6 - square * (7 / 360 - square * (31 / 15120 - square * (127 / 604800))))
-    slope = torch.where(small, series, 1 / far - 1 / torch.sinh(far))
+    series = torch.zeros_like(near)
+    for coefficient in reversed(_SLOPE_SERIES):
+        series = coefficient - near.square() * series
+    slope = torch.where(small, near * series, 1 / far - 1 / torch.sinh(far))
     return _bernoulli_backward(parameters, x) + slope
 
 
