@@ -174,6 +174,45 @@ void importance_backward(Address grad_out, Address parameters, Address target, A
   lipvae::kernels().importance_backward(arguments);
 }
 
+void vmf_sample(Address loc, Address concentration, Address out, Address t, std::int64_t samples,
+                std::int64_t rows, std::int64_t dim, std::uint64_t seed, std::uint64_t start, bool shared,
+                int dtype, int threads) {
+  const std::int64_t size = span({{"samples", samples}, {"rows", rows}, {"dim", dim}});
+  if (dim < 2 || dim > lipvae::vmf_max_dim)
+    throw py::value_error(given("dim", "from 2 to " + std::to_string(lipvae::vmf_max_dim), dim));
+  check_threads(threads);
+  check_address("loc", loc, size);
+  check_address("concentration", concentration, size);
+  check_address("out", out, size);
+  check_address("t", t, size);
+  const lipvae::Vmf arguments{pointer<const void>(loc), pointer<const void>(concentration),
+                              pointer<void>(out), pointer<double>(t), samples, rows, dim, seed, start,
+                              shared, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().vmf(arguments);
+}
+
+void vmf_angle(Address t, Address concentration, Address complement, Address node, Address weight,
+               Address out, std::int64_t samples, std::int64_t rows, std::int64_t dim, int nodes,
+               int threads) {
+  const std::int64_t size = span({{"samples", samples}, {"rows", rows}});
+  if (dim < 2) throw py::value_error(given("dim", "at least 2", dim));
+  if (nodes < 1) throw py::value_error(given("nodes", "at least 1", nodes));
+  check_threads(threads);
+  check_address("t", t, size);
+  check_address("concentration", concentration, size);
+  check_address("complement", complement, size);
+  check_address("node", node, nodes);
+  check_address("weight", weight, nodes);
+  check_address("out", out, size);
+  const lipvae::VmfAngle arguments{pointer<const double>(t), pointer<const double>(concentration),
+                                   pointer<const double>(complement), pointer<const double>(node),
+                                   pointer<const double>(weight), pointer<double>(out),
+                                   samples, rows, dim, nodes, threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().vmf_angle(arguments);
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const lipvae::KernelTable* table : lipvae::available_kernels()) names.emplace_back(table->isa);
@@ -234,6 +273,20 @@ PYBIND11_MODULE(_C, m) {
         "Writes grad_parameters [K, B, P, D] from grad_out [K, B].",
         "grad_out"_a, "parameters"_a, "target"_a, "grad_parameters"_a, "K"_a, "B"_a, "D"_a, "family"_a,
         "dtype"_a, "threads"_a);
+
+  m.def("vmf_sample", &vmf_sample,
+        "Writes out [samples, rows, dim], samples of the von Mises-Fisher distributions of loc [rows, dim]\n"
+        "(used through its direction) and concentration [rows] >= 0, and t [samples, rows] (float64), 1\n"
+        "less the inner product with the direction. The random numbers of sample (s, row) depend on seed\n"
+        "and on its index alone: start + s * rows + row or, if shared, start + s.",
+        "loc"_a, "concentration"_a, "out"_a, "t"_a, "samples"_a, "rows"_a, "dim"_a, "seed"_a, "start"_a,
+        "shared"_a, "dtype"_a, "threads"_a);
+  m.def("vmf_angle", &vmf_angle,
+        "Writes out [samples, rows], the derivative of acos(1 - t) in the concentration at a fixed level\n"
+        "of the distribution function. Everything is float64: t [samples, rows], concentration and\n"
+        "complement = 1 - A(concentration) [rows], a quadrature rule on [0, 1] as node and weight [nodes].",
+        "t"_a, "concentration"_a, "complement"_a, "node"_a, "weight"_a, "out"_a, "samples"_a, "rows"_a,
+        "dim"_a, "nodes"_a, "threads"_a);
 
   m.def("isa", [] { return std::string(lipvae::kernels().isa); },
         "Name of the instruction set in use: baseline, avx2, avx512 or neon.");

@@ -19,5 +19,7 @@ void importance(const Importance&);
 void importance_backward(const ImportanceBackward&);
 void categorical256(const Importance&);  // the family of importance that has a file of its own
 void categorical256_backward(const ImportanceBackward&);
+void vmf(const Vmf&);
+void vmf_angle(const VmfAngle&);
 
 }  // namespace lipvae::LIPVAE_ISA

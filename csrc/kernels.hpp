@@ -83,6 +83,35 @@ struct ImportanceBackward {
   int threads;
 };
 
+// Samples of vMF(loc[row], concentration[row]) and t = 1 - <loc, sample>. The random numbers of sample
+// (s, row) depend on seed and on its index alone: start + s * rows + row, or start + s if shared.
+struct Vmf {
+  const void* loc;            // [rows, dim], used through its direction
+  const void* concentration;  // [rows]
+  void* out;                  // [samples, rows, dim]
+  double* t;                  // [samples, rows]
+  std::int64_t samples, rows, dim;
+  std::uint64_t seed, start;
+  bool shared;
+  DType dtype;
+  int threads;
+};
+
+constexpr std::int64_t vmf_max_dim = 16384;
+
+// out = d acos(1 - t) / d concentration at a fixed level of the distribution function.
+struct VmfAngle {
+  const double* t;              // [samples, rows]
+  const double* concentration;  // [rows]
+  const double* complement;     // [rows], 1 - A_dim(concentration)
+  const double* node;           // [nodes], of a quadrature rule on [0, 1]
+  const double* weight;         // [nodes]
+  double* out;                  // [samples, rows]
+  std::int64_t samples, rows, dim;
+  int nodes;
+  int threads;
+};
+
 struct KernelTable {
   const char* isa;
   void (*l1_ball)(const L1Ball&);
@@ -91,6 +120,8 @@ struct KernelTable {
   void (*group_sort_backward)(const GroupSortBackward&);
   void (*importance)(const Importance&);
   void (*importance_backward)(const ImportanceBackward&);
+  void (*vmf)(const Vmf&);
+  void (*vmf_angle)(const VmfAngle&);
 };
 
 }  // namespace lipvae

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 NAMES = ("reference", "cpp", "triton")
-OPS = ("l1_ball", "group_sort", "lipschitz_linear", "importance")
+OPS = ("l1_ball", "group_sort", "lipschitz_linear", "importance", "vmf")
 
 _CPP_DTYPES = (torch.float32, torch.float64)
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -9,5 +9,14 @@ from lipvae.ops.importance import importance
 from lipvae.ops.importance_linear import importance_linear
 from lipvae.ops.l1_ball import l1_ball
 from lipvae.ops.lipschitz_linear import lipschitz_linear
+from lipvae.ops.vmf import draw_seed, vmf
 
-__all__ = ["group_sort", "importance", "importance_linear", "l1_ball", "lipschitz_linear"]
+__all__ = [
+    "draw_seed",
+    "group_sort",
+    "importance",
+    "importance_linear",
+    "l1_ball",
+    "lipschitz_linear",
+    "vmf",
+]

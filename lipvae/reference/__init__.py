@@ -19,10 +19,17 @@ from lipvae.reference.importance import (
 )
 from lipvae.reference.l1_ball import l1_ball_threshold, project_l1_ball, project_l1_ball_backward
 from lipvae.reference.lipschitz_linear import lipschitz_linear
+from lipvae.reference.vmf import (
+    angle_derivative,
+    quadrature,
+    sample_vmf,
+    sample_vmf_backward,
+)
 
 __all__ = [
     "FAMILIES",
     "NETWORKS",
+    "angle_derivative",
     "group_sort",
     "group_sort_backward",
     "group_sort_network",
@@ -34,4 +41,7 @@ __all__ = [
     "lipschitz_linear",
     "project_l1_ball",
     "project_l1_ball_backward",
+    "quadrature",
+    "sample_vmf",
+    "sample_vmf_backward",
 ]
