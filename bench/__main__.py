@@ -41,8 +41,8 @@ def print_case(rows: Sequence[Row], skipped: dict[str, str]) -> None:
         print(f"  {name:34} left out: {reason}")
 
 
-def run(settings: Settings, ops: Sequence[str]) -> tuple[list[Row], list[dict[str, str]]]:
-    """Measures the cases of some ops."""
+def run(settings: Settings, ops: Sequence[str], path: Path) -> list[Row]:
+    """Measures the cases of some ops; the file at `path` holds all rows after each op."""
     shared = machine.describe(settings.device)
     rows: list[Row] = []
     skipped: list[dict[str, str]] = []
@@ -61,7 +61,8 @@ def run(settings: Settings, ops: Sequence[str]) -> tuple[list[Row], list[dict[st
         except Skip as error:
             print(f"\n{op}: left out: {error}")
             skipped.append({"op": op, "reason": str(error)})
-    return rows, skipped
+        results.save(path, rows, skipped)
+    return rows
 
 
 def default_path(options: argparse.Namespace) -> Path:
@@ -99,10 +100,9 @@ def _measure(arguments: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     start = time.perf_counter()
-    rows, skipped = run(Settings(options.device, options.quick), options.op or OPS)
-    print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
     path = options.json or default_path(options)
-    results.save(path, rows, skipped)
+    rows = run(Settings(options.device, options.quick), options.op or OPS, path)
+    print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
     print(f"written to {path}")
     if options.check:
         print("\n" + bars.table(bars.judge(rows)))

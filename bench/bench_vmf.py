@@ -18,8 +18,8 @@ NUMBERS, BATCH = 1_000_000, 128
 
 
 def concentrations(m: int, quick: bool) -> tuple[float, ...]:
-    """Nearly uniform, in between, and concentrated."""
-    return (float(m),) if quick else (0.1 * m, float(m), 20.0 * m)
+    """In between; for two dimensions also nearly uniform and concentrated."""
+    return (float(m),) if quick or m not in (10, 200) else (0.1 * m, float(m), 20.0 * m)
 
 
 def sample_case(m: int, kappa: float, settings: Settings) -> Case:

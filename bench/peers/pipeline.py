@@ -23,7 +23,7 @@ def eager_scores(
     """
     posterior = model.encode(x)
     scale = (0.5 * posterior.log_variance).exp()
-    noise = torch.randn(num_samples, *posterior.loc.shape, generator=generator)
+    noise = torch.randn(num_samples, *posterior.loc.shape, generator=generator, device=x.device)
     z = posterior.loc + scale * noise
     logits = model.decoder(z.flatten(0, 1)).view(num_samples, len(x), -1)
     target = x.flatten(1).expand_as(logits)
