@@ -11,7 +11,9 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from lipvae.data.registry import REGISTRY
 from lipvae.experiments import markdown, store, table2
+from lipvae.experiments.images import fits
 from lipvae.experiments.runner import Runner
 from lipvae.experiments.settings import GREY_PAIRS, VANILLA, ModelSpec, Pair, lipschitz_spec
 from lipvae.experiments.tasks import Task
@@ -32,7 +34,13 @@ GRID = 256
 def _sets(runner: Runner, pair: Pair) -> tuple[list[str], list[str]]:
     """Sets that can be had, and why others cannot."""
     names = list(dict.fromkeys([pair.inliers, pair.outliers, *FURTHER]))
-    reasons = {name: runner.images.obstacle(name, "test") for name in names}
+    shape = runner.images.shape(pair.inliers)
+    reasons: dict[str, str | None] = {}
+    for name in names:
+        if name in REGISTRY and not fits(REGISTRY[name].shape, shape):
+            reasons[name] = f"{name} has larger images than {pair.inliers}"
+        else:
+            reasons[name] = runner.images.obstacle(name, "test")
     missing = [reason for reason in reasons.values() if reason is not None]
     return [name for name in names if reasons[name] is None], missing
 
@@ -71,7 +79,8 @@ def _task(runner: Runner, spec: ModelSpec, inliers: str, seed: int, name: str) -
     def run() -> None:
         store.write_tensors(path, {"norm": norms(runner, spec, inliers, seed, name)}, {})
 
-    return Task(f"encode {name} by {spec.title} of {inliers}, seed {seed}", 1.0, path.exists, run)
+    label = f"encode {name} by {spec.title} of {inliers}, seed {seed}"
+    return Task(str(path), label, 1.0, path.exists, run)
 
 
 def density(values: np.ndarray[Any, Any], grid: np.ndarray[Any, Any]) -> list[float] | None:

@@ -20,7 +20,7 @@ AVERAGED = True  # over seeds
 
 CONSTANTS = (1, 2, 3, 4, 5, 10)
 SCORES = ("hole_indicator", "stds_of_lls", "is_log_likelihood")
-SPECS = {m: lipschitz_spec(1.0, decoder_lipschitz=float(m)) for m in CONSTANTS}
+SPECS = {m: lipschitz_spec(1.0, decoder=m) for m in CONSTANTS}
 ROWS = tuple(Row(spec, score) for spec in SPECS.values() for score in SCORES)
 
 

@@ -20,6 +20,11 @@ CHOICE_SEED = 20230616
 MADE_COUNT = 10000
 
 
+def fits(shape: Shape, into: Shape) -> bool:
+    """Whether images of a shape can be lifted to another."""
+    return shape[0] in (1, into[0]) and shape[1] <= into[1] and shape[2] <= into[2]
+
+
 def lift(images: Tensor, shape: Shape) -> Tensor:
     """Images in a larger shape: black borders, grey repeated in each channel.
 
@@ -39,7 +44,7 @@ def lift(images: Tensor, shape: Shape) -> Tensor:
     """
     channels, height, width = images.shape[1:]
     extra = shape[1] - height, shape[2] - width
-    if min(extra) < 0 or channels not in (1, shape[0]):
+    if not fits((channels, height, width), shape):
         raise ValueError(f"images {tuple(images.shape[1:])} cannot be lifted to shape {shape}")
     top, left = extra[0] // 2, extra[1] // 2
     images = pad(images, (left, extra[1] - left, top, extra[0] - top))

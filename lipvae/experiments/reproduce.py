@@ -73,8 +73,10 @@ def _writing(
     pairs: Sequence[Pair],
     command: str,
 ) -> Task:
+    label = f"write {experiment.NAME}, seeds up to {seeds[-1]}"
     return Task(
-        f"write {experiment.NAME}, seeds up to {seeds[-1]}",
+        label,
+        label,
         1.0,
         lambda: False,
         lambda: _ignore(write(experiment, runner, seeds, pairs, command)),

@@ -66,7 +66,7 @@ class Runner:
 
     def run(self, tasks: Iterable[Task]) -> float:
         """Runs the tasks that are not done, each result once; returns the seconds spent."""
-        return run_all({task.label: task for task in tasks}.values(), self.report)
+        return run_all(tasks, self.report)
 
     # Models.
 
@@ -91,6 +91,7 @@ class Runner:
         steps = self.budget.epochs(inliers) * self.images.train_count(inliers) / 128
         cost = steps * _STEP[_kind(inliers)] * (1.3 if spec.kind == "BayesianVAE" else 1.0)
         return Task(
+            str(path),
             f"train {spec.title} on {inliers}, seed {seed}",
             cost,
             path.with_suffix(".json").exists,
@@ -185,6 +186,7 @@ class Runner:
         }[group]
         by = "no model" if spec is None else f"{spec.title} of {inliers}, seed {seed}"
         return Task(
+            str(path),
             f"score {images} ({group}) by {by}",
             cost,
             path.exists,

@@ -116,15 +116,15 @@ LIPSCHITZ = ModelSpec("lipschitz", "Lipschitz VAE", "LipschitzVAE")
 BAYESIAN = ModelSpec("bayesian", "Bayesian VAE", "BayesianVAE", training={"warmup": 1})
 
 
-def lipschitz_spec(lipschitz: float, **options: Any) -> ModelSpec:
-    """A Lipschitz VAE of a given encoder constant."""
-    suffix = "".join(f"-{key}={value}" for key, value in options.items())
-    return ModelSpec(
-        f"lipschitz-m={lipschitz:g}{suffix}",
-        f"Lipschitz VAE, M = {lipschitz:g}",
-        "LipschitzVAE",
-        {"lipschitz": float(lipschitz), **options},
-    )
+def lipschitz_spec(lipschitz: float, decoder: float | None = None) -> ModelSpec:
+    """A Lipschitz VAE with given constants of the encoder and, unless None, of the decoder."""
+    name, title = f"lipschitz-m={lipschitz:g}", f"Lipschitz VAE, M = {lipschitz:g}"
+    options = {"lipschitz": float(lipschitz)}
+    if decoder is not None:
+        name += f"-decoder={decoder:g}"
+        title += f", decoder's = {decoder:g}"
+        options["decoder_lipschitz"] = float(decoder)
+    return ModelSpec(name, title, "LipschitzVAE", options)
 
 
 @dataclass(frozen=True)

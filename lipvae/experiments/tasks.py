@@ -12,12 +12,14 @@ class Task:
     """A step whose result is kept on disk.
 
     Attributes:
+        key: of the result; tasks of the same key make the same.
         label: in words.
         cost: its share of the work, in seconds on two cores or so; only ratios matter.
         done: whether the result is there.
         run: makes it.
     """
 
+    key: str
     label: str
     cost: float
     done: Callable[[], bool]
@@ -47,7 +49,7 @@ def run_all(
     The time left is that of the costs ahead at the pace of those behind.
 
     Args:
-        tasks: each at most once by label and result.
+        tasks: of several with the same key, the first is run.
         report: takes a line of text.
         clock: seconds.
 
@@ -57,17 +59,17 @@ def run_all(
     Example:
         >>> def nothing(): pass
         >>> lines = []
-        >>> spent = run_all([Task("train", 3.0, lambda: False, nothing)], lines.append)
+        >>> spent = run_all([Task("a", "train", 3.0, lambda: False, nothing)], lines.append)
         >>> lines[0]
         '[1/1] train'
     """
-    waiting = [task for task in tasks if not task.done()]
+    first: dict[str, Task] = {}
+    for task in tasks:
+        first.setdefault(task.key, task)
+    waiting = [task for task in first.values() if not task.done()]
     total = sum(task.cost for task in waiting)
     start, behind = clock(), 0.0
     for number, task in enumerate(waiting, 1):
-        if task.done():  # another task of this run made the same result
-            total -= task.cost
-            continue
         line = f"[{number}/{len(waiting)}] {task.label}"
         if behind:
             gone = clock() - start
