@@ -15,7 +15,7 @@ from lipvae import functional, ops, reference
 GEMM = "bare GEMM"
 HIDDEN = 512
 # K, B, D.
-SHAPES = [(128, 128, 3072), (128, 128, 784), (1024, 16, 784)]
+SHAPES = [(128, 128, 3072), (128, 128, 784), (128, 128, 196), (1024, 16, 784)]
 QUICK_SHAPES = [(128, 16, 3072)]
 FAMILY_SHAPES = {
     "continuous_bernoulli": (128, 16, 784),

@@ -76,6 +76,12 @@ def _bernoulli(row: Row) -> float | None:
     return _product("forward, bernoulli", "K", "B", "D")(row)
 
 
+def _pixels(row: Row) -> float | None:
+    shape = row["shape"]
+    kept = row["variant"] == "forward, bernoulli" and (shape["K"], shape["B"]) == (128, 128)
+    return float(shape["D"]) if kept else None
+
+
 PLOTS = (
     Plot("l1_ball", "l1_ball", "entries (initial rows)",
          _product("forward, initial rows", "rows", "cols")),
@@ -84,7 +90,7 @@ PLOTS = (
          if "features" in row["shape"] else None),
     Plot("lipschitz_linear", "lipschitz_linear", "batch (784 to 512, both directions)", _layer),
     Plot("importance", "importance", "logits (Bernoulli)", _bernoulli),
-    Plot("importance_linear", "importance_linear", "logits (Bernoulli)", _bernoulli),
+    Plot("importance_linear", "importance_linear", "pixels D (Bernoulli, K = B = 128)", _pixels),
     Plot("vmf", "vmf", "dimension m (concentration m)", _vmf),
     *(Plot("scoring", f"scoring-{name}", f"{name}", _growth(name)) for name in "KBDm"),
 )  # fmt: skip
