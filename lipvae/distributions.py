@@ -243,19 +243,22 @@ class HypersphericalUniform(Distribution):
     @property
     def variance(self) -> Tensor:
         """1 / m for each coordinate, [..., m]."""
-        return self.mean + 1 / self.dim
+        return self.mean + 1 / self.event_shape[0]
 
     @property
     def covariance_matrix(self) -> Tensor:
         """The identity over m, [..., m, m]."""
-        identity = torch.eye(self.dim, dtype=self._zero.dtype, device=self._zero.device)
-        return (identity / self.dim).expand(*self.batch_shape, self.dim, self.dim)
+        identity = torch.eye(
+            *self.event_shape, *self.event_shape, dtype=self._zero.dtype, device=self._zero.device
+        )
+        return (identity / len(identity)).expand(*self.batch_shape, *identity.shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Samples [*sample_shape, ..., m]; there is no parameter to differentiate in."""
         shape = Size(sample_shape) + self.batch_shape
-        pole = torch.nn.functional.one_hot(torch.zeros((1,), dtype=torch.int64), self.dim)
-        x, _ = ops.vmf(pole.to(self._zero), self._zero.expand(1), shape.numel())
+        zero = self._zero
+        pole = torch.eye(1, *self.event_shape, dtype=zero.dtype, device=zero.device)
+        x, _ = ops.vmf(pole, zero.expand(1), shape.numel())
         return x.view(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -263,17 +266,18 @@ class HypersphericalUniform(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        return value.new_full(shape, -log_area(self.dim))
+        return value.new_full(shape, -log_area(*self.event_shape))
 
     def entropy(self) -> Tensor:
         """Log of the sphere's area, 2 pi^(m/2) / Gamma(m/2); [...]."""
-        return (self._zero + log_area(self.dim)).expand(self.batch_shape)
+        return (self._zero + log_area(*self.event_shape)).expand(self.batch_shape)
 
 
 def _same_sphere(p: Any, q: Any) -> None:
     if p.event_shape != q.event_shape:
         raise ValueError(
-            f"the distributions must live on one sphere, got dimensions {p.dim} and {q.dim}"
+            f"the distributions must live on one sphere, got event shapes "
+            f"{tuple(p.event_shape)} and {tuple(q.event_shape)}"
         )
 
 

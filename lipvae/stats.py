@@ -8,6 +8,8 @@ is scipy's exception too; :class:`lipvae.distributions.VonMisesFisher` accepts i
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ def _parameters(mu: npt.ArrayLike | None, kappa: Any) -> VonMisesFisher:
         raise ValueError("'mu' must have at least two entries.")
     if not np.isclose(np.linalg.norm(direction), 1.0):
         raise ValueError("'mu' must be a unit vector of norm 1.")
-    if not np.isscalar(kappa) or not 0 <= kappa < np.inf:
+    if not isinstance(kappa, numbers.Real) or not 0 <= kappa < math.inf:
         raise ValueError(f"'kappa' must be a positive scalar. Got {kappa!r}.")
     if kappa == 0:
         raise ValueError(

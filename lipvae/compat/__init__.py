@@ -1,0 +1,1 @@
+"""Other packages' interfaces, so that scripts written for them run on this one."""
