@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 import lipvae
 from lipvae.data import DataUnavailableError
-from lipvae.inputs import Batch, Inputs
-from lipvae.models import VAE
+from lipvae.inputs import Batch, Inputs, open_inputs, read_all
+from lipvae.models import VAE, Ensemble
 from lipvae.persistence import load
 from lipvae.scores import ALL, SCORES
 from lipvae.scoring import Scorer
@@ -70,6 +70,15 @@ BatchSize = Annotated[
         min=1,
         help="Images in memory at once. On a CPU no score depends on it.",
         rich_help_panel="Computing",
+    ),
+]
+CalibrationImages = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        help="Training images, for scores that compare with them: "
+        f"{', '.join(score.name for score in SCORES.values() if score.calibrated)}.",
+        rich_help_panel="Scores",
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split of data sets that are named without one.")]
@@ -143,23 +152,44 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_model(path: Path, device: str) -> VAE:
+def load_model(path: Path, device: str) -> VAE | Ensemble:
     """The model in a file, or in a folder that ``lipvae fit`` wrote."""
-    model = load(path / MODEL_FILE if path.is_dir() else path, pick_device(device))
-    if not isinstance(model, VAE):
-        raise ValueError(f"{path} must hold one model, got {type(model).__name__}")
-    return model
+    return load(path / MODEL_FILE if path.is_dir() else path, pick_device(device))
 
 
 def make_scorer(
-    model: VAE, names: str | None, num_samples: int, seed: int, batch_size: int
+    model: VAE | Ensemble,
+    names: str | None,
+    num_samples: int,
+    seed: int,
+    batch_size: int,
+    training: str | None = None,
 ) -> Scorer:
-    """The scorer of the options."""
+    """The scorer of the options.
+
+    Args:
+        model: what to score with.
+        names: the option --scores.
+        num_samples: K.
+        seed: of the noise.
+        batch_size: the option --batch-size.
+        training: the option --calibrate.
+    """
     scores: list[str] | str | None = names
-    if names is not None and names.strip() != ALL:
+    if names is not None:
         scores = [name.strip() for name in names.split(",") if name.strip()]
-    block = min(batch_size, 64)
-    return Scorer(model, scores, num_samples=num_samples, seed=seed, batch_size=block)
+        scores = ALL if scores == [ALL] else scores
+    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
+    options["batch_size"] = min(batch_size, 64)
+    scorer = Scorer(model, scores, **options)
+    if training is not None:
+        images = read_all(open_inputs(training, model.input_shape, split="train"))
+        scorer.calibrate(images)
+        return Scorer(model, scores, **options, calibration=scorer.calibration)
+    wanting = [name for name in scorer.names if SCORES[name].calibrated]
+    if wanting:
+        raise ValueError(f"--scores {','.join(wanting)} needs --calibrate with training images")
+    return scorer
 
 
 def progress_wanted(quiet: bool) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ class Recipe:
     Attributes:
         model: builds the model.
         epochs: passes over the training images.
-        batch_size: of training.
+        threads: of training; None for all. Threads that share very small layers mostly wait.
         train: what it learns from.
         inliers: name and images, of the same kind as the training images but not among them.
         outliers: images by name.
@@ -38,7 +39,7 @@ class Recipe:
 
     model: Callable[[], LipschitzVAE]
     epochs: int
-    batch_size: int
+    threads: int | None
     train: sets.ImageSet
     inliers: tuple[str, Tensor]
     outliers: dict[str, Tensor]
@@ -57,9 +58,9 @@ def digits_recipe() -> Recipe:
     known = [digit for digit in range(10) if digit not in HELD_OUT]
     unseen = torch.cat([part.select(HELD_OUT).float() for part in (train, test)])
     return Recipe(
-        model=lambda: LipschitzVAE((1, 8, 8), 10, "fc", (128, 128)),
-        epochs=100,
-        batch_size=128,
+        model=lambda: LipschitzVAE((1, 8, 8), 10, "fc", (256, 256)),
+        epochs=200,
+        threads=1,
         train=train.select(known),
         inliers=("digits 0-7 (test)", test.select(known).float()),
         outliers={
@@ -76,7 +77,7 @@ def fashion_recipe(count: int = 2000) -> Recipe:
     return Recipe(
         model=lambda: LipschitzVAE((1, 28, 28), 10, "conv"),
         epochs=5,
-        batch_size=128,
+        threads=None,
         train=sets.load("fashion-mnist", "train"),
         inliers=("Fashion-MNIST (test)", sets.load("fashion-mnist", "test").take(first).float()),
         outliers={
@@ -129,15 +130,15 @@ def demo(
             f"{recipe.train.name}, {recipe.epochs} epochs on {where}"
         )
     start = time.perf_counter()
-    history = lipvae.fit(
-        model,
-        recipe.train,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        device=where,
-        seed=seed,
-        progress=common.progress_wanted(quiet),
-    )
+    with _threads(recipe.threads):
+        history = lipvae.fit(
+            model,
+            recipe.train,
+            epochs=recipe.epochs,
+            device=where,
+            seed=seed,
+            progress=common.progress_wanted(quiet),
+        )
     trained = time.perf_counter()
     name, inliers = recipe.inliers
     scorer = Scorer(model, num_samples=num_samples, seed=seed)
@@ -163,6 +164,16 @@ def demo(
         )
     console.print(f"model: {model_path}", soft_wrap=True)
     console.print(f"histograms: {picture}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _score(scorer: Scorer, name: str, images: Tensor, quiet: bool) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ def evaluate(
     ] = None,
     scores: common.ScoreNames = None,
     num_samples: common.NumSamples = 128,
+    calibrate: common.CalibrationImages = None,
     split: common.Split = "test",
     resize: common.Resize = False,
     seed: common.Seed = 0,
@@ -54,7 +55,7 @@ def evaluate(
     - `lipvae evaluate model -i good.npy -u scratched/ -u near-black --json result.json`
     """
     loaded = common.load_model(model, device)
-    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size)
+    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate)
     shape = loaded.input_shape
     inner = open_inputs(inliers, shape, split=split, resize=resize)
     outer = [open_inputs(spec, shape, split=split, resize=resize) for spec in outliers]
@@ -91,7 +92,7 @@ def describe(scorer: Scorer) -> dict[str, Any]:
     """What the numbers depend on, for JSON."""
     return {
         "class": type(scorer.model).__name__,
-        "config": scorer.model.config,
+        "config": getattr(scorer.model, "config", None),
         "num_samples": scorer.num_samples,
         "seed": scorer.seed,
     }

@@ -28,6 +28,7 @@ def score(
     ] = None,
     scores: common.ScoreNames = None,
     num_samples: common.NumSamples = 128,
+    calibrate: common.CalibrationImages = None,
     split: common.Split = "test",
     resize: common.Resize = False,
     seed: common.Seed = 0,
@@ -47,7 +48,7 @@ def score(
     - `lipvae score model mnist:test | sort -t, -k3 -g | tail`
     """
     loaded = common.load_model(model, device)
-    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size)
+    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate)
     shape = loaded.input_shape
     sources = [open_inputs(spec, shape, split=split, resize=resize) for spec in inputs]
     rows = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,16 @@ from lipvae.scores import SCORES
 # Okabe & Ito's colours, which remain distinct for colour-blind readers. Grey is the inliers'.
 _INLIER = "#7f7f7f"
 _OUTLIERS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_BINS = 60
+_BINS = 40
 
 
 def draw_histograms(evaluation: Evaluation, path: str | os.PathLike[str], title: str = "") -> Path:
     """Draws one panel a score, with the inliers and every outlier set, to a PNG file.
 
-    A panel spans the bulk of its scores, the 0.5th to the 99.5th percentile of each set; what lies
-    outside is counted in the outermost bins. Where the sets differ by orders of magnitude the axis
-    is logarithmic.
+    Each histogram is scaled to the same height, so that a narrow set does not flatten the others.
+    A panel spans the 0.5th to the 99.5th percentile of each set; what lies outside is counted in
+    the outermost bins. Where the scores span more than two orders of magnitude its axis is
+    logarithmic.
 
     Args:
         evaluation: the scores.
@@ -43,46 +45,46 @@ def draw_histograms(evaluation: Evaluation, path: str | os.PathLike[str], title:
             "histograms need matplotlib: pip install 'lipvae[plot]' (or pip install matplotlib)"
         ) from error
     names = list(evaluation.inliers)
-    columns = min(len(names), 3)
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(4.4 * columns, 2.7 * rows + 1.1), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    # One more cell than scores: the last holds the legend.
+    columns = min(len(names) + 1, 4)
+    rows = math.ceil((len(names) + 1) / columns)
+    figure = Figure(figsize=(3.4 * columns, 2.5 * rows + 0.6), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, name in zip(axes, names, strict=False):
         sets = [(evaluation.inlier_name, evaluation.inliers[name])]
         sets += [(label, scores[name]) for label, scores in evaluation.outliers.items()]
         _panel(axis, [(label, score.numpy()) for label, score in sets])
         axis.set_title(SCORES[name].title if name in SCORES else name, fontsize=11)
-    handles, labels = next(iter(figure.axes)).get_legend_handles_labels()
-    for axis in list(figure.axes)[len(names) :]:
+    for axis in axes[len(names) :]:
         axis.axis("off")
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False
-    )
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[len(names)].legend(handles, labels, loc="center left", frameon=False, fontsize=10)
     figure.suptitle(title, fontsize=12)
-    figure.supxlabel("score (higher = more out-of-distribution)", fontsize=10)
+    figure.supxlabel("score: higher is more out-of-distribution", fontsize=10)
     path = Path(path)
     figure.savefig(path, dpi=130)
     return path
 
 
-def _panel(axis: object, sets: list[tuple[str, npt.NDArray[np.float64]]]) -> None:
+def _panel(axis: Any, sets: list[tuple[str, npt.NDArray[np.float64]]]) -> None:
     finite = [(label, values[np.isfinite(values)]) for label, values in sets]
     ranges = [np.quantile(values, (0.005, 0.995)) for _, values in finite if values.size]
-    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-    logarithmic = low > 0 and high > 100 * low
+    low, high = min((r[0] for r in ranges), default=0), max((r[1] for r in ranges), default=0)
     if high <= low:
         low, high = low - 0.5, high + 0.5
+    logarithmic = low > 0 and high > 100 * low
     edges = np.geomspace(low, high, _BINS + 1) if logarithmic else np.linspace(low, high, _BINS + 1)
     for i, (label, values) in enumerate(finite):
-        if not values.size:
-            continue
-        colour = _OUTLIERS[(i - 1) % len(_OUTLIERS)] if i else _INLIER
-        share = np.full(values.size, 1 / values.size)
-        style = {"alpha": 0.5} if i == 0 else {"histtype": "step", "linewidth": 1.5}
-        clipped = np.clip(values, low, high)
-        axis.hist(clipped, edges, weights=share, label=label, color=colour, **style)  # type: ignore[attr-defined]
+        counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+        height = counts / max(counts.max(), 1)
+        if i == 0:
+            axis.stairs(height, edges, fill=True, color=_INLIER, alpha=0.5, label=label)
+        else:
+            colour = _OUTLIERS[(i - 1) % len(_OUTLIERS)]
+            axis.stairs(height, edges, color=colour, linewidth=1.4, label=label)
     if logarithmic:
-        axis.set_xscale("log")  # type: ignore[attr-defined]
-    axis.set_yticks([])  # type: ignore[attr-defined]
-    axis.spines[["top", "right", "left"]].set_visible(False)  # type: ignore[attr-defined]
-    axis.tick_params(labelsize=8)  # type: ignore[attr-defined]
+        axis.set_xscale("log")
+    axis.set_ylim(0, 1.08)
+    axis.set_yticks([])
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(labelsize=8)

@@ -57,7 +57,7 @@ def latent_table(certificate: Certificate, means: dict[str, Tensor]) -> Table:
             centre.max() + half,
             half,
         ),
-        "certified for these weights": (
+        "certified for these weights, rounding included": (
             certificate.lower.min(),
             certificate.upper.max(),
             certificate.radius.max(),
