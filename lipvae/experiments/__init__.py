@@ -1,8 +1,8 @@
 """The tables and figures of the paper, rebuilt and set beside its figures."""
 
 from lipvae.experiments.images import Images
-from lipvae.experiments.reproduce import EXPERIMENTS, Written, reproduce
 from lipvae.experiments.runner import Runner
+from lipvae.experiments.running import EXPERIMENTS, Written, reproduce
 from lipvae.experiments.settings import FULL, QUICK, Budget, Pair, parse_pairs
 
 __all__ = [
