@@ -1,0 +1,468 @@
+"""The commands, run as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import lipvae
+from lipvae import data
+from lipvae.cli import app, doctor
+from lipvae.cli import demo as demo_command
+from lipvae.metrics import ood_metrics
+from lipvae.scores import SCORES, select
+
+RUNNER = CliRunner()
+FC = ["--architecture", "fc", "--hidden", "16", "--latent-dim", "2"]
+DEFAULT = [score.name for score in select(None, 128)]
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = RUNNER.invoke(app, [str(argument) for argument in arguments])
+    if code == 0 and result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*arguments: object) -> str:
+    """The error of a command: one message on stderr, exit code 2, no traceback."""
+    result = run(*arguments, code=2)
+    assert "Traceback" not in result.output
+    assert result.stderr.startswith("error: "), result.stderr
+    assert result.stderr.count("error: ") == 1
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted") / "model"
+    run("fit", "digits", "--out", folder, "--epochs", 2, *FC, "--quiet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return data.load("digits", "test").images[:23].numpy()
+
+
+def expected(model: Path, images: np.ndarray, **options: object) -> dict[str, torch.Tensor]:
+    scorer = lipvae.Scorer(lipvae.load(model / "model.safetensors"), **options)  # type: ignore[arg-type]
+    return scorer(torch.from_numpy(images).float() / 255)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout == f"lipvae {lipvae.__version__}\n"
+    text = run("--help").stdout
+    for command in ("demo", "fit", "score", "evaluate", "data", "doctor"):
+        assert command in text
+    assert "\x1b" not in text
+    assert run(code=2).output.strip().startswith("Usage: lipvae")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["demo"], ["fit"], ["score"], ["evaluate"], ["data", "list"], ["data", "fetch"], ["doctor"]],
+)
+def test_every_help_has_an_example(command: list[str]) -> None:
+    text = run(*command, "--help").stdout
+    assert f"• lipvae {' '.join(command)}" in text or "• LIPVAE" in text
+    assert run(*command, "-h").stdout == text
+
+
+# fit
+
+
+def test_fit_writes_a_model_and_its_history(model: Path) -> None:
+    names = sorted(file.name for file in model.iterdir())
+    assert names == ["checkpoint.safetensors", "history.json", "model.safetensors"]
+    loaded = lipvae.load(model / "model.safetensors")
+    assert isinstance(loaded, lipvae.LipschitzVAE)
+    assert loaded.latent_dim == 2
+    content = json.loads((model / "history.json").read_text())
+    assert content["data"] == "digits"
+    assert len(content["history"]["train_elbo"]) == 2
+
+
+def test_fit_reports_the_certificate(tmp_path: Path) -> None:
+    text = run("fit", "digits:test", "-o", tmp_path / "m", "--epochs", 1, *FC).stdout
+    assert "LipschitzVAE, 1 epochs" in text
+    assert "M = 3" in text
+    assert str(tmp_path / "m" / "model.safetensors") in text
+
+
+def test_a_resumed_run_is_the_run_itself(tmp_path: Path) -> None:
+    common = [*FC, "--quiet", "--seed", 5]
+    run("fit", "digits:test", "-o", tmp_path / "whole", "--epochs", 3, *common)
+    run("fit", "digits:test", "-o", tmp_path / "parts", "--epochs", 1, *common)
+    run("fit", "digits:test", "-o", tmp_path / "parts", "--epochs", 3, *common, "--resume")
+    whole, parts = (
+        lipvae.load(tmp_path / name / "model.safetensors").state_dict()
+        for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_fit_does_not_replace_a_model_unasked(tmp_path: Path) -> None:
+    arguments = ["fit", "digits:test", "-o", tmp_path / "m", "--epochs", 1, *FC, "-q"]
+    run(*arguments)
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+    assert "add --resume or --overwrite" in refused(*arguments)
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+    run(*arguments, "--overwrite", "--seed", 1)
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() != before
+
+
+def test_fit_takes_files_and_a_vanilla_model(tmp_path: Path, images: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", images)
+    run(
+        "fit", tmp_path / "x.npy", "-o", tmp_path / "m", "--epochs", 1, "--model", "vanilla",
+        "--hidden", "16", "--likelihood", "gaussian", "--validation", 0, "-q",
+    )  # fmt: skip
+    loaded = lipvae.load(tmp_path / "m" / "model.safetensors")
+    assert type(loaded) is lipvae.VAE
+    assert loaded.architecture == "fc"  # 8x8 is too small for convolutions worth the name
+    assert loaded.likelihood.name == "gaussian"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "huge"], "--model must be one of lipschitz, vanilla, got 'huge'"),
+        (["--hidden", "a,b"], "--hidden must be numbers"),
+        (["--model", "vanilla", "--lipschitz", "3"], "--lipschitz is for --model lipschitz"),
+        (["--architecture", "rnn"], "architecture must be one of"),
+        (["--likelihood", "poisson"], "likelihood must be one of"),
+        (["--schedule", "step"], "--schedule must be one of constant, cosine"),
+        (["--keep", "first"], "--keep must be one of last, best"),
+        (["--resume"], "there is no checkpoint.safetensors"),
+        (["--resume", "--overwrite"], "exclude each other"),
+        (["--device", "tpu9"], "--device must be"),
+        (["--lr", "-1"], "lr must be positive"),
+    ],
+)
+def test_bad_fits(tmp_path: Path, options: list[str], message: str) -> None:
+    assert message in refused("fit", "digits", "-o", tmp_path / "m", "--epochs", 1, *options)
+
+
+def test_fit_without_images(tmp_path: Path) -> None:
+    assert "nowhere" in refused("fit", "nowhere", "-o", tmp_path / "m")
+    assert "train, test" in refused("fit", "digits:all", "-o", tmp_path / "m")
+    (tmp_path / "file").write_text("")
+    assert "must be a folder" in refused("fit", "digits", "-o", tmp_path / "file")
+
+
+# score
+
+
+def test_score_writes_every_double_to_the_bit(
+    tmp_path: Path, model: Path, images: np.ndarray
+) -> None:
+    np.save(tmp_path / "x.npy", images)
+    out = tmp_path / "s.csv"
+    result = run("score", model, tmp_path / "x.npy", "--out", out)
+    assert result.stdout == ""
+    assert f"23 images scored: {out}" in result.stderr
+    found = rows(out.read_text())
+    assert list(found[0]) == ["input", "id", *DEFAULT]
+    assert [row["id"] for row in found] == [str(i) for i in range(23)]
+    assert {row["input"] for row in found} == {str(tmp_path / "x.npy")}
+    for name, truth in expected(model, images).items():
+        assert [float(row[name]) for row in found] == truth.tolist()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_csv_and_parquet_agree(tmp_path: Path, model: Path, images: np.ndarray) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    np.savez(tmp_path / "x.npz", images)
+    for ending in ("csv", "parquet"):
+        run("score", model, tmp_path / "x.npz", "-o", tmp_path / f"s.{ending}", "--batch-size", 5)
+    table = parquet.read_table(tmp_path / "s.parquet")
+    found = rows((tmp_path / "s.csv").read_text())
+    assert table.column_names == list(found[0])
+    assert len(found) == table.num_rows == 23
+    for name in table.column_names:
+        column = table.column(name).to_pylist()
+        assert column == [float(r[name]) if name in SCORES else r[name] for r in found]
+
+
+def test_batch_size_and_the_company_do_not_matter(
+    tmp_path: Path, model: Path, images: np.ndarray
+) -> None:
+    np.save(tmp_path / "a.npy", images)
+    np.save(tmp_path / "b.npy", images[::-1])
+    a, b = tmp_path / "a.npy", tmp_path / "b.npy"
+    whole = rows(run("score", model, a, b, "-q").stdout)
+    small = rows(run("score", model, b, a, "-q", "--batch-size", 4).stdout)
+    key = lambda row: (row["input"], int(row["id"]))  # noqa: E731
+    assert sorted(whole, key=key) == sorted(small, key=key)
+    assert [r["elbo"] for r in whole[:23]] == [r["elbo"] for r in whole[:22:-1]]
+
+
+def test_score_folders_and_data_sets(tmp_path: Path, model: Path, images: np.ndarray) -> None:
+    for i in range(3):
+        Image.fromarray(images[i, 0]).save(tmp_path / f"{i}.png")
+    found = rows(run("score", model, tmp_path, "--scores", "elbo,ess", "--num-samples", 8).stdout)
+    assert list(found[0]) == ["input", "id", "elbo", "ess"]
+    assert [row["id"] for row in found] == ["0.png", "1.png", "2.png"]
+    truth = expected(model, images[:3], scores=["elbo"], num_samples=8)["elbo"]
+    assert [float(row["elbo"]) for row in found] == truth.tolist()
+    named = rows(run("score", model, "digits:test", "--scores", "elbo", "--num-samples", 8).stdout)
+    assert [row["elbo"] for row in named[:3]] == [row["elbo"] for row in found]
+
+
+def test_resize(tmp_path: Path, model: Path) -> None:
+    Image.new("RGB", (20, 30), (9, 9, 9)).save(tmp_path / "a.png")
+    assert "must be 8x8 pixels" in refused("score", model, tmp_path / "a.png")
+    assert len(rows(run("score", model, tmp_path / "a.png", "--resize").stdout)) == 1
+
+
+def test_a_file_that_goes_bad_keeps_the_rows_before(tmp_path: Path, model: Path) -> None:
+    array = np.zeros((20, 8, 8), np.float32)
+    array[17] = np.nan
+    np.save(tmp_path / "x.npy", array)
+    out = tmp_path / "s.csv"
+    message = refused("score", model, tmp_path / "x.npy", "-o", out, "--batch-size", 5)
+    assert "NaN or infinity in image 17" in message
+    assert not out.exists()
+    assert len(rows((tmp_path / "s.csv.part").read_text())) == 15
+
+
+def test_only_a_batch_is_in_memory(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (1000, 8, 8))
+    array[:] = 7
+    array.flush()
+    sizes = []
+    original = lipvae.Scorer.__call__
+
+    def watched(self: lipvae.Scorer, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes.append(len(x))
+        return original(self, x)
+
+    monkeypatch.setattr(lipvae.Scorer, "__call__", watched)
+    arguments = ["--batch-size", 64, "--num-samples", 2, "--scores", "elbo"]
+    found = rows(run("score", model, tmp_path / "x.npy", *arguments).stdout)
+    assert len(found) == sum(sizes) == 1000
+    assert max(sizes) == 64
+
+
+def test_calibrated_scores(tmp_path: Path, model: Path, images: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", images[:4])
+    arguments = ["score", model, tmp_path / "x.npy", "--scores", "typicality,elbo"]
+    assert "--scores typicality needs --calibrate" in refused(*arguments)
+    found = rows(run(*arguments, "--calibrate", "digits").stdout)
+    scorer = lipvae.Scorer(lipvae.load(model / "model.safetensors"), ["typicality"])
+    scorer.calibrate(data.load("digits", "train").float())
+    truth = scorer(torch.from_numpy(images[:4]).float() / 255)["typicality"]
+    assert [float(row["typicality"]) for row in found] == truth.tolist()
+
+
+def test_bad_scores(tmp_path: Path, model: Path) -> None:
+    assert "must be a file" in refused("score", tmp_path / "none", "digits")
+    (tmp_path / "junk").write_text("junk")
+    assert "safetensors" in refused("score", tmp_path / "junk", "digits")
+    assert "nowhere" in refused("score", model, "nowhere")
+    assert "got 'nonsense'" in refused("score", model, "digits", "--scores", "nonsense")
+    assert "at least 2" in refused(
+        "score", model, "digits", "--scores", "hole_indicator", "--num-samples", 1
+    )
+    assert ".csv or .parquet" in refused("score", model, "digits", "-o", tmp_path / "s.txt")
+    assert "no folder" in refused("score", model, "digits", "-o", tmp_path / "no" / "s.csv")
+    np.save(tmp_path / "wide.npy", np.zeros((3, 9, 9), np.uint8))
+    assert "(1, 8, 8)" in refused("score", model, tmp_path / "wide.npy")
+
+
+def test_no_gpu_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA or ROCm GPU" in refused("score", model, "digits", "--device", "cuda")
+
+
+def test_parquet_without_pyarrow(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = refused("score", model, "digits", "-o", tmp_path / "s.parquet")
+    assert "pip install 'lipvae[parquet]'" in message
+
+
+def test_debug_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.setenv("LIPVAE_DEBUG", "1")
+    result = RUNNER.invoke(app, ["score", str(model), "nowhere"])
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, model: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3000, 8, 8), np.uint8))
+    command = (
+        f"{sys.executable} -c 'from lipvae.cli import main; main()' score {model} "
+        f"{tmp_path / 'x.npy'} --num-samples 2 | head -n 2"
+    )
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("input,id,")
+    assert done.stderr == ""
+
+
+# evaluate
+
+
+def test_evaluate(tmp_path: Path, model: Path) -> None:
+    arguments = ["evaluate", model, "--inliers", "digits", "-u", "near-black", "-u", "near-white"]
+    arguments += ["--num-samples", 16, "--limit", 40]
+    result = run(*arguments, "--json", tmp_path / "r.json", "--plot", tmp_path / "h.png")
+    assert "LipschitzVAE, K = 16" in result.stdout
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["num_samples"] == 16
+    assert content["inliers"] == {"name": "digits:test", "count": 40}
+    assert [found["name"] for found in content["outliers"]] == [
+        "near-black:test",
+        "near-white:test",
+    ]
+    inliers = data.load("digits", "test").images[:40].numpy()
+    outliers = data.load("near-black", "test", shape=(1, 8, 8)).images[:40].numpy()
+    a, b = (expected(model, x, num_samples=16) for x in (inliers, outliers))
+    for name, found in content["outliers"][0]["scores"].items():
+        truth = ood_metrics(a[name], b[name])
+        assert found == {
+            "auroc": truth.auroc,
+            "auprc": truth.auprc,
+            "auprc_inlier": truth.auprc_inlier,
+            "fpr80": truth.fpr80,
+        }
+        line = next(x for x in result.stdout.splitlines() if f" {SCORES[name].title} " in x)
+        assert f" {100 * truth.auroc:.2f} " in line
+    with Image.open(tmp_path / "h.png") as image:
+        assert image.format == "PNG"
+    alone = run(*arguments, "--json", "-")
+    assert json.loads(alone.stdout) == content
+
+
+def test_bad_evaluations(model: Path) -> None:
+    message = refused("evaluate", model, "-i", "digits", "-u", "digits:test")
+    assert "must differ, got digits:test twice" in message
+    result = run("evaluate", model, "-i", "digits", code=2)
+    assert "Missing option" in result.stderr
+
+
+# data
+
+
+def test_data_list() -> None:
+    text = run("data", "list").stdout
+    for name in data.NAMES:
+        assert name in text
+
+
+def test_data_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "mnist" in refused("data", "fetch", "imagenet")
+    monkeypatch.setenv("LIPVAE_CACHE", str(tmp_path))
+    message = refused("data", "fetch", "mnist", "--sources", "cache", "-q")
+    assert "not available" in message
+    assert "cache" in message
+
+
+# doctor
+
+
+def test_doctor() -> None:
+    text = run("doctor").stdout
+    assert torch.__version__ in text
+    assert "all well" in text
+    for op in ("l1_ball", "group_sort", "lipschitz_linear", "importance"):
+        assert op in text
+
+
+def test_doctor_says_what_a_request_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIPVAE_BACKEND", "reference")
+    assert doctor.explain("l1_ball", "cpu", torch.float32) == (
+        "reference",
+        "requested by LIPVAE_BACKEND",
+    )
+    monkeypatch.setenv("LIPVAE_BACKEND", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    backend, why = doctor.explain("l1_ball", "cpu", torch.float64)
+    assert backend == "none"
+    assert "triton" in why
+    assert "amiss" in run("doctor", code=1).stdout
+    monkeypatch.setenv("LIPVAE_BACKEND", "fortran")
+    assert "fortran" in refused("doctor")
+
+
+def test_doctor_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lipvae import _backend
+
+    missing = _backend.Availability(None, "it was not built")
+    monkeypatch.setattr(_backend, "cpp_availability", lambda: missing)
+    backend, why = doctor.explain("importance", "cpu", torch.float32)
+    assert backend == "reference"
+    assert "it was not built" in why
+    assert "the C++ extension is missing" in run("doctor", code=1).stdout
+
+
+# demo
+
+
+@pytest.fixture
+def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = demo_command.digits_recipe
+
+    def short() -> demo_command.Recipe:
+        recipe = whole()
+        outliers = {name: images[:20] for name, images in recipe.outliers.items()}
+        return replace(recipe, epochs=2, outliers=outliers)
+
+    monkeypatch.setitem(demo_command.RECIPES, "digits", short)
+
+
+def test_demo(tmp_path: Path, short_demo: None) -> None:
+    threads = torch.get_num_threads()
+    text = run("demo", "--out", tmp_path / "o", "--num-samples", 4).stdout
+    assert torch.get_num_threads() == threads
+    for name in ("digits 8 and 9", "photograph patches", "near-black noise", "near-white noise"):
+        assert name in text
+    assert text.count("Hole indicator") == 4
+    assert "guaranteed by M = 5" in text
+    assert "certified for these weights" in text
+    assert "observed: digits 0-7 (test)" in text
+    picture = tmp_path / "o" / "demo-digits.png"
+    assert f"histograms: {picture}" in text
+    with Image.open(picture) as image:
+        assert image.width > 1000
+    assert isinstance(lipvae.load(tmp_path / "o" / "demo-digits.safetensors"), lipvae.LipschitzVAE)
+
+
+def test_demo_images_share_nothing() -> None:
+    recipe = demo_command.digits_recipe()
+    train = {image.tobytes() for image in recipe.train.images.numpy()}
+    assert set(recipe.train.labels.tolist()) == set(range(8))  # type: ignore[union-attr]
+    for images in (recipe.inliers[1], *recipe.outliers.values()):
+        assert not train & {image.tobytes() for image in (images * 255).round().byte().numpy()}
+
+
+def test_unknown_demo() -> None:
+    assert "digits, fashion-mnist" in refused("demo", "--data", "imagenet")
+
+
+@pytest.mark.slow
+def test_the_whole_demo_tells_photographs_from_digits(tmp_path: Path) -> None:
+    text = run("demo", "--out", tmp_path, "--quiet").stdout
+    block = text[text.index("photograph patches") : text.index("near-black")]
+    auroc = float(block.splitlines()[0].split("│")[3])
+    assert auroc > 95
