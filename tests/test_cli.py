@@ -144,7 +144,7 @@ def test_fit_takes_files_and_a_vanilla_model(tmp_path: Path, images: np.ndarray)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "huge"], "--model must be one of lipschitz, vanilla, got 'huge'"),
+        (["--model", "huge"], "--model must be one of lipschitz, vanilla, bayesian, got 'huge'"),
         (["--hidden", "a,b"], "--hidden must be numbers"),
         (["--model", "vanilla", "--lipschitz", "3"], "--lipschitz is for --model lipschitz"),
         (["--architecture", "rnn"], "architecture must be one of"),

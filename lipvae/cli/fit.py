@@ -13,7 +13,7 @@ import lipvae
 from lipvae import data as sets
 from lipvae.cli import _common as common
 from lipvae.inputs import open_inputs, read_all
-from lipvae.models import VAE, LipschitzVAE
+from lipvae.models import VAE, BayesianVAE, LipschitzVAE
 from lipvae.training import History
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -34,7 +34,10 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and its history.")],
     model: Annotated[
         str,
-        typer.Option(help="lipschitz (compact latent space) or vanilla.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="lipschitz (compact latent space), vanilla or bayesian (random weights).",
+            rich_help_panel=_MODEL,
+        ),
     ] = "lipschitz",
     latent_dim: Annotated[int, typer.Option(min=1, rich_help_panel=_MODEL)] = 10,
     architecture: Annotated[
@@ -172,7 +175,7 @@ def _build(
     lipschitz: float | None,
     seed: int,
 ) -> VAE:
-    _choice("--model", kind, ("lipschitz", "vanilla"))
+    _choice("--model", kind, ("lipschitz", "vanilla", "bayesian"))
     if architecture == "auto":
         architecture = "conv" if min(shape[1:]) >= 16 else "fc"
     widths = None
@@ -181,12 +184,13 @@ def _build(
             widths = tuple(int(width) for width in hidden.split(","))
         except ValueError as error:
             raise ValueError(f"--hidden must be numbers, as in 512,512, got {hidden!r}") from error
-    if kind == "vanilla" and lipschitz is not None:
-        raise ValueError("--lipschitz is for --model lipschitz, got it with vanilla")
+    if kind != "lipschitz" and lipschitz is not None:
+        raise ValueError(f"--lipschitz is for --model lipschitz, got it with {kind}")
     # Initialisation draws from the global generator, which no one else uses in this process.
     torch.manual_seed(seed)
-    if kind == "vanilla":
-        return VAE(shape, latent_dim, architecture, widths, likelihood)
+    if kind != "lipschitz":
+        plain = VAE if kind == "vanilla" else BayesianVAE
+        return plain(shape, latent_dim, architecture, widths, likelihood)
     return LipschitzVAE(shape, latent_dim, architecture, widths, likelihood, lipschitz)
 
 
