@@ -43,7 +43,7 @@ def backend(name: str) -> contextlib.AbstractContextManager[None]:
         RuntimeError: from an op inside the block that this backend cannot run here.
 
     The choice holds for the current thread. The environment variable ``LIPVAE_BACKEND`` makes the
-    same choice for the whole process.
+    same choice for the whole process; it is read once, at import.
 
     Example:
         >>> import lipvae, torch
@@ -65,11 +65,16 @@ def _requesting(name: str) -> Iterator[None]:
 
 def requested() -> str | None:
     """The backend asked for by :func:`backend` or ``LIPVAE_BACKEND``, or None for automatic."""
-    name = _requested.get()
-    if name is None:
-        env = os.environ.get("LIPVAE_BACKEND", "")
-        name = None if env in ("", "auto") else _checked(env, "LIPVAE_BACKEND")
-    return name
+    return _requested.get() or _process_wide
+
+
+def _from_environment() -> str | None:
+    name = os.environ.get("LIPVAE_BACKEND", "")
+    return None if name in ("", "auto") else _checked(name, "LIPVAE_BACKEND")
+
+
+# Read once: an op asks at every call, and looking into the environment takes a microsecond.
+_process_wide = _from_environment()
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ def warn_without_extension(package: Path) -> None:
         return
     if (package.parent / "csrc").is_dir():
         cure = (
-            f"This lipvae is the checkout in {package.parent}, where nothing was built. Build it with "
-            "`pip install -e .`, or start Python in another folder to use an installed lipvae."
+            f"This lipvae is the checkout in {package.parent}, where nothing was built. Build it "
+            "with `pip install -e .`, or start Python in another folder to use an installed lipvae."
         )
     else:
         cure = "Reinstall with `pip install --force-reinstall --no-deps lipvae`."
@@ -159,6 +164,8 @@ def choose(op: str, tensor: Tensor, *, kernel: bool = True) -> str:
         RuntimeError: if the requested backend cannot run the op on this tensor.
     """
     name = requested()
+    if name is None and kernel and tensor.is_cpu and tensor.dtype in _CPP_DTYPES:
+        return "cpp" if cpp_availability().module else "reference"
     if name is not None:
         if name == "reference":
             return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -32,14 +33,25 @@ def test_the_innermost_request_wins_and_ends_with_its_block() -> None:
     assert _backend.requested() is None
 
 
-def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIPVAE_BACKEND", "reference")
-    assert _backend.choose("group_sort", torch.ones(2)) == "reference"
-    monkeypatch.setenv("LIPVAE_BACKEND", "auto")
-    assert _backend.choose("group_sort", torch.ones(2)) == "cpp"
-    monkeypatch.setenv("LIPVAE_BACKEND", "cuda")
-    with pytest.raises(ValueError, match=r"LIPVAE_BACKEND must be one of .* got 'cuda'"):
-        group_sort(torch.ones(2))
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("reference", "reference"),
+        ("auto", "cpp"),
+        ("", "cpp"),
+        ("cuda", "ValueError: LIPVAE_BACKEND must be one of reference, cpp, triton, got 'cuda'"),
+    ],
+)
+def test_environment_variable(value: str, said: str) -> None:
+    program = "import lipvae._backend as b, torch; print(b.choose('group_sort', torch.ones(2)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "LIPVAE_BACKEND": value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout + done.stderr).splitlines()[-1] == said
 
 
 def test_an_unknown_name_is_an_error() -> None:

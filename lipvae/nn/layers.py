@@ -169,8 +169,7 @@ class LipschitzLayer(nn.Module):
 
     def _remember(self, threshold: Tensor) -> None:
         if self.training and not _compiling():
-            with torch.no_grad():
-                self.threshold.copy_(threshold)
+            self.threshold = threshold
 
     def _fixed_weight(self) -> Tensor | None:
         """The weight projected by :func:`frozen`, where autograd does not ask for its gradient."""

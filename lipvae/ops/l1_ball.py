@@ -112,11 +112,14 @@ class _L1Ball(torch.autograd.Function):
         projected, threshold = forward(weight, radius, warm)
         ctx.save_for_backward(weight, threshold)
         ctx.mark_non_differentiable(threshold)
+        ctx.set_materialize_grads(False)  # no zeros for the thresholds' missing gradient
         return projected, threshold
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+        if grad is None:
+            return None, None, None
         weight, threshold = ctx.saved_tensors
         return backward(grad, weight, threshold), None, None
 

@@ -194,12 +194,15 @@ class _LipschitzLinear(torch.autograd.Function):
         y, threshold, projected, code = forward(x, weight, bias, radius, group_size, warm, True)
         ctx.group_size, ctx.has_bias = group_size, bias is not None
         ctx.mark_non_differentiable(threshold)
+        ctx.set_materialize_grads(False)  # no zeros for the thresholds' missing gradient
         ctx.save_for_backward(x, weight, threshold, projected, code)
         return y, threshold
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
         needs = _needs(ctx)
         grads = backward(grad, *ctx.saved_tensors, ctx.group_size, needs)
         return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 3
