@@ -97,7 +97,7 @@ struct Vmf {
   int threads;
 };
 
-constexpr std::int64_t vmf_max_dim = 16384;
+constexpr std::int64_t vmf_max_dim = 8192;
 
 // out = d acos(1 - t) / d concentration at a fixed level of the distribution function.
 struct VmfAngle {

@@ -62,7 +62,7 @@ class VonMisesFisher(Distribution):
     r"""The von Mises-Fisher distribution, density :math:`C_m(\kappa) \exp(\kappa\,\mu \cdot x)`.
 
     The density is with respect to the area of the sphere, equation (4). Everything is evaluated in
-    float64 inside and holds for 2 <= m <= 16384 (and beyond, without kernels) and any finite
+    float64 inside and holds for 2 <= m <= 8192 (and beyond, without kernels) and any finite
     :math:`\kappa \ge 0`: nothing under- or overflows. The log normaliser, the entropy, the mean
     and the divergence from the uniform distribution can be differentiated twice in
     :math:`\kappa`. :meth:`rsample` is reparameterised implicitly, with an unbiased gradient.

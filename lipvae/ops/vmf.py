@@ -13,7 +13,7 @@ from lipvae._backend import choose, cpp_module, kernel_module
 from lipvae.ops._common import compiling, dtype_code, needs_grad
 from lipvae.ops.vmf_density import moments
 
-MAX_DIM = 16384  # of the kernels, which hold a sample's numbers on the stack or in registers
+MAX_DIM = 8192  # of the kernels, which hold a sample's numbers on the stack or in registers
 
 
 def forward(
