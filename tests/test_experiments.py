@@ -230,6 +230,10 @@ def test_table_2_on_digits_and_again(tmp_path, monkeypatch) -> None:
         assert row["paper"] is None
     assert {model["model"] for model in result["models"]} == {"vanilla", "lipschitz", "bayesian"}
     assert all(m["bits_per_dimension"]["mean"] > 0 for m in result["models"])
+    costs = {(cost["title"], cost["group"]): cost for cost in result["costs"]}
+    assert len(costs) == len(result["costs"]) == 5
+    assert costs["VAE", "single"]["images"] == 2 * 2 * TINY.images
+    assert costs["No model", "confounds"]["images"] == 2 * TINY.images
     text = written.markdown.read_text()
     assert "`the command`" in text
     assert text.count("\n| VAE: Hole indicator | outliers |") == 1

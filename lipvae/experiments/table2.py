@@ -7,13 +7,14 @@ from typing import Any
 
 from lipvae.experiments import markdown
 from lipvae.experiments.rows import Row, evaluate, score_tasks, summary, train_tasks
-from lipvae.experiments.runner import Runner
+from lipvae.experiments.runner import GROUPS, Runner, group_of
 from lipvae.experiments.settings import (
     BAYESIAN,
     FURTHER_PAIRS,
     LIPSCHITZ,
     PAPER_PAIRS,
     VANILLA,
+    ModelSpec,
     Pair,
 )
 from lipvae.experiments.tasks import Task
@@ -96,7 +97,44 @@ def assemble(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> dic
                 "rows": rows,
             }
         )
-    return {"pairs": listed, "models": model_records(runner, ROWS, pairs, seeds)}
+    return {
+        "pairs": listed,
+        "models": model_records(runner, ROWS, pairs, seeds),
+        "costs": cost_records(runner, pairs, seeds),
+    }
+
+
+def cost_records(
+    runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """How fast each group of scores was, over all seeds and test sets."""
+    groups: dict[tuple[str, str], tuple[ModelSpec | None, list[str]]] = {}
+    for row in ROWS:
+        key = (group_of(row.score), row.model.title if row.model else "No model")
+        groups.setdefault(key, (row.model, []))[1].append(row.score)
+    found = []
+    for inliers, outliers in available(runner, pairs).items():
+        for (group, title), (spec, _) in groups.items():
+            records = [
+                runner.score_record(group, spec, inliers, seed, name)
+                for seed in (seeds if spec else [0])
+                for name in (inliers, *outliers)
+            ]
+            there = [record for record in records if record is not None]
+            if there:
+                images, seconds = (sum(r[key] for r in there) for key in ("images", "seconds"))
+                found.append(
+                    {
+                        "inliers": inliers,
+                        "title": title,
+                        "group": group,
+                        "scores": list(GROUPS[group]),
+                        "images": images,
+                        "seconds": seconds,
+                        "images_per_second": images / seconds,
+                    }
+                )
+    return found
 
 
 def model_records(
@@ -184,5 +222,22 @@ def render(result: dict[str, Any]) -> str:
     parts.append(
         "Bits per dimension of a Bernoulli on grey pixels are no code length: it is no "
         "distribution over grey levels.\n"
+    )
+    parts.append("## Cost of scoring\n")
+    parts.append(
+        markdown.table(
+            ["model", "trained on", "scores, computed together", "images", "images per second"],
+            [
+                [
+                    cost["title"],
+                    cost["inliers"],
+                    ", ".join(cost["scores"]),
+                    str(cost["images"]),
+                    markdown.number(cost["images_per_second"], 0),
+                ]
+                for cost in result["costs"]
+            ],
+        )
+        + "\n"
     )
     return "\n".join(parts)
