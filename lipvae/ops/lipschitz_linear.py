@@ -204,7 +204,8 @@ class _LipschitzLinear(torch.autograd.Function):
         if grad is None:
             return (None,) * 6
         needs = _needs(ctx)
-        grads = backward(grad, *ctx.saved_tensors, ctx.group_size, needs)
+        x, weight, threshold, projected, code = ctx.saved_tensors
+        grads = backward(grad, x, weight, threshold, projected, code, ctx.group_size, needs)
         return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 3
 
 
