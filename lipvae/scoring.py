@@ -123,7 +123,7 @@ class Scorer:
         self._scores = definitions.select(
             scores,
             num_samples,
-            single=isinstance(model, VAE),
+            posterior=model.posterior_family if isinstance(model, VAE) else None,
             draws=self.num_draws if isinstance(model, Ensemble | BayesianVAE) else 0,
             calibrated=calibration is not None,
         )

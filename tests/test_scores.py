@@ -328,6 +328,11 @@ def test_what_a_single_model_and_few_draws_lack() -> None:
     model = lipvae.BayesianVAE((1, 8, 8), 2, "fc", (16,))
     with pytest.raises(ValueError, match="'entropy' needs num_draws of at least 2, got 1"):
         lipvae.Scorer(model, ["entropy"], num_draws=1)
+    other = [score.name for score in select("all", 2, posterior="other")]
+    assert "likelihood_regret" not in other
+    assert "hole_indicator" in other
+    with pytest.raises(ValueError, match="'likelihood_regret' needs a normal posterior, got other"):
+        select(["likelihood_regret"], 2, posterior="other")
     names = [score.name for score in select("all", 1, calibrated=True)]
     assert "hole_indicator" not in names
     assert {"pixel_entropy", "typicality"} <= set(names)

@@ -50,6 +50,7 @@ class VAE(nn.Module):
     """
 
     default_learning_rate: ClassVar[float] = 1e-3
+    posterior_family: ClassVar[str] = "normal"
 
     def __init__(
         self,

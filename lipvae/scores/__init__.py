@@ -42,7 +42,7 @@ def select(
     names: Iterable[str] | str | None,
     num_samples: int,
     *,
-    single: bool = True,
+    posterior: str | None = "normal",
     draws: int = 0,
     calibrated: bool = False,
 ) -> tuple[Score, ...]:
@@ -52,7 +52,8 @@ def select(
         names: keys of `SCORES`. None for those that the samples define: of the statistics over k,
             and over the draws where there are some. "all" for whatever applies.
         num_samples: K.
-        single: whether there is a single model, which most scores are of.
+        posterior: family of q(z | x) of the single model, which most scores are of; None where
+            there is none, only an ensemble.
         draws: S, models of an ensemble; 0 where there is none.
         calibrated: whether "all" may have scores that need training images.
 
@@ -65,7 +66,7 @@ def select(
         >>> [score.name for score in select(None, num_samples=1)]
         ['is_log_likelihood', 'elbo', 'log_likelihood', 'kl', 'ess']
     """
-    obstacles = {s.name: _obstacle(s, num_samples, single, draws) for s in SCORES.values()}
+    obstacles = {s.name: _obstacle(s, num_samples, posterior, draws) for s in SCORES.values()}
     if names is None or names == ALL:
         sources = ("statistics", "draws") if names is None else None
         return tuple(
@@ -90,7 +91,7 @@ def select(
     return tuple(SCORES[name] for name in chosen)
 
 
-def _obstacle(score: Score, num_samples: int, single: bool, draws: int) -> str | None:
+def _obstacle(score: Score, num_samples: int, posterior: str | None, draws: int) -> str | None:
     """What a score lacks, in words; None if it is defined."""
     if score.source == "images":
         return None
@@ -98,8 +99,10 @@ def _obstacle(score: Score, num_samples: int, single: bool, draws: int) -> str |
         if not draws:
             return "an ensemble or a Bayesian model, got a single model"
         return None if draws >= 2 else f"num_draws of at least 2, got {draws}"
-    if not single:
+    if posterior is None:
         return "a single model, got an ensemble"
+    if score.posterior not in (None, posterior):
+        return f"a {score.posterior} posterior, got {posterior}"
     if num_samples < score.min_samples:
         return f"num_samples of at least {score.min_samples}, got {num_samples}"
     return None

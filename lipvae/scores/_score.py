@@ -26,6 +26,7 @@ class Score:
         source: "statistics", those over k of one model; "draws", log p(x | theta_s) of an
             ensemble, float64 [S, B]; "images", the input alone; "evidence", several of these.
         calibrated: whether it needs :meth:`lipvae.Scorer.calibrate`.
+        posterior: the family of q(z | x) that it is defined for; None for any.
     """
 
     name: str
@@ -35,3 +36,4 @@ class Score:
     min_samples: int = 1
     source: Source = "statistics"
     calibrated: bool = False
+    posterior: str | None = None

@@ -118,5 +118,6 @@ SCORES = (
         likelihood_regret,
         "outlier",
         source="evidence",
+        posterior="normal",
     ),
 )
