@@ -240,6 +240,37 @@ def test_damaged_files(tmp_path: Path) -> None:
         open_inputs(tmp_path / "none.npz")
 
 
+def test_a_header_that_is_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", b"no magic")
+    with pytest.raises(ValueError, match="cannot be read as an array"):
+        open_inputs(tmp_path / "a.npz")
+
+
+def test_a_header_of_version_2(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("x.npy", "w") as member:
+        np.lib.format.write_array(member, GREY, version=(2, 0))
+    assert torch.equal(read_all(open_inputs(tmp_path / "a.npz")), as_float(GREY))
+
+
+def test_a_model_of_two_channels_takes_no_image_files(tmp_path: Path) -> None:
+    Image.fromarray(GREY[0, 0]).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="1 or 3 channels, the model takes 2"):
+        open_inputs(tmp_path, (2, 6, 5))
+
+
+def test_limit(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", GREY)
+    inputs = open_inputs(tmp_path / "a.npy")
+    inputs.limit(3)
+    assert torch.equal(read_all(inputs, 2), as_float(GREY[:3]))
+    inputs.limit(None)
+    inputs.limit(100)
+    assert len(inputs) == 3
+    with pytest.raises(ValueError, match="count"):
+        inputs.limit(0)
+
+
 def test_objects_in_npz_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", np.array([{}]), allow_pickle=True)
     with pytest.raises(ValueError, match="objects"):

@@ -82,10 +82,10 @@ def evaluate(
         console.print(metrics_table(found, f"{type(loaded).__name__}, K = {num_samples}"))
         if json_out is not None:
             json_out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            console.print(f"numbers: {json_out}")
+            console.print(f"numbers: {json_out}", soft_wrap=True)
     if plot is not None:
         draw_histograms(found, plot, f"{type(loaded).__name__}, K = {num_samples}")
-        common.console(stderr=True).print(f"histograms: {plot}")
+        common.console(stderr=True).print(f"histograms: {plot}", soft_wrap=True)
 
 
 def describe(scorer: Scorer) -> dict[str, Any]:

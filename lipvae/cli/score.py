@@ -58,4 +58,4 @@ def score(
                 writer.write(source.name, batch.ids, values)
                 rows += len(batch.ids)
     if out is not None and not quiet:
-        common.console(stderr=True).print(f"{rows} images scored: {out}")
+        common.console(stderr=True).print(f"{rows} images scored: {out}", soft_wrap=True)
