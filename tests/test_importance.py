@@ -206,6 +206,17 @@ def test_importance_linear_is_the_composition(backend: str, family: str) -> None
         )
 
 
+@pytest.mark.parametrize("d", [1024, 1025, 3072])
+def test_importance_linear_of_large_images(d: int) -> None:
+    hidden, weight, bias = torch.randn(3, 2, 16), torch.randn(d, 16) / 4, torch.randn(d)
+    target = torch.rand(2, d)
+    got = ops.importance_linear(hidden, weight, bias, target, "bernoulli")
+    wide = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    truth = reference.importance(wide, target.double())
+    same = reference.importance(torch.nn.functional.linear(hidden, weight, bias), target)
+    assert_as_accurate("importance_linear", got, truth, same)
+
+
 def test_statistics_are_their_definitions() -> None:
     """Equation (6), written with numpy and scipy."""
     ll, prior, posterior = (torch.randn(6, 4, dtype=torch.float64) * 5 for _ in range(3))
