@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from lipvae.kernels import group_sort, importance, importance_linear, l1_ball
+from lipvae.kernels import group_sort, importance, importance_linear, l1_ball, vmf
 from lipvae.kernels._densities import FAMILIES
 from lipvae.kernels._lipschitz_products import KERNELS, tiles
 from lipvae.kernels._tuning import Tile
@@ -93,7 +93,7 @@ def _lipschitz_linear(family: str) -> Iterator[Variant]:
         if kind == "tf32" and family == "cdna":
             continue
         p = "*" + dtype
-        common = {"PRECISION": "tf32" if kind == "tf32" else "ieee", "EVEN": True}
+        precision = "tf32" if kind == "tf32" else "ieee"
         types = {
             "forward": {
                 "x_ptr": p,
@@ -118,20 +118,21 @@ def _lipschitz_linear(family: str) -> Iterator[Variant]:
         }
         for product, pointers in types.items():
             for tile in tiles(product, kind, family):
-                for group in (2, 8) if product == "forward" else (1,):
-                    fixed: dict[str, Any] = {}
-                    label = ""
+                # A ragged inner dimension, such as 784 pixels, takes masks and so registers.
+                for even, group in ((True, 2), (False, 8)):
+                    fixed: dict[str, Any] = {"PRECISION": precision, "EVEN": even}
+                    label = "" if even else ", ragged"
                     if product == "forward":
                         network = group_sort.NETWORKS[group]
-                        fixed = {"GROUP": group, "NETWORK": network, "BIAS": True, "RECORD": True}
-                        label = f", g={group}"
+                        fixed |= {"GROUP": group, "NETWORK": network, "BIAS": True, "RECORD": True}
+                        label += f", g={group}"
                     elif product == "grad_weight":
-                        fixed = {"BIAS": True}
+                        fixed |= {"BIAS": True}
                     yield _variant(
                         f"lipschitz_linear {product}, {_describe(tile, kind)}{label}",
                         KERNELS[product],
                         {**pointers, **sizes},
-                        {**common, **fixed, **tile.keywords()},
+                        {**fixed, **tile.keywords()},
                     )
 
 
@@ -185,7 +186,6 @@ def _importance_linear(architecture: str) -> Iterator[Variant]:
         common = {
             "BIAS": True,
             "PRECISION": "tf32" if kind == "tf32" else "ieee",
-            "EVEN": True,
         }
         for family, count in FAMILIES.items():
             tile = importance_linear.tile_for(kind, count, architecture)
@@ -196,12 +196,43 @@ def _importance_linear(architecture: str) -> Iterator[Variant]:
             if count == 256:
                 kernel = importance_linear.linear_log_likelihood_categorical
                 fixed = {"PIXELS": importance_linear.CATEGORICAL_PIXELS}
-            yield _variant(
-                f"importance_linear, {family}, {_describe(replace(tile, swapped=False), kind)}",
-                kernel,
-                types,
-                {**common, **fixed, **keywords},
-            )
+            for even in (True, False):
+                label = "" if even else ", ragged"
+                yield _variant(
+                    f"importance_linear, {family}, {_describe(tile, kind)}{label}",
+                    kernel,
+                    types,
+                    {**common, **fixed, **keywords, "EVEN": even},
+                )
+    yield _variant(
+        "importance_linear, sum over tiles",
+        importance_linear.sum_tiles,
+        {"partial_ptr": "*fp32", "out_ptr": "*fp32", "rows": "i32", "tiles": "i32"},
+        {"ROWS": importance_linear.SUMMED_ROWS, "num_warps": 4},
+    )
+
+
+def _vmf() -> Iterator[Variant]:
+    span = {"start": "i64", "total": "i64", "rows": "i32"}
+    seed = {"seed_ptr": "*i64"}
+    for dtype in ("fp32", "bf16"):
+        p = "*" + dtype
+        by_sample = {"SHARED": False, "BLOCK": vmf.BLOCK, "num_warps": 4}
+        for dim in (2, 3):
+            types = {"loc_ptr": p, "concentration_ptr": p, **seed, "x_ptr": p, "t_ptr": "*fp64"}
+            constants: dict[str, Any] = {**by_sample, "DIM": dim}
+            name = f"vmf, {dim} dimensions, {dtype}"
+            yield _variant(name, vmf.sample_small, {**types, **span}, constants)
+        types = {"concentration_ptr": p, **seed, "t_ptr": "*fp64", **span, "dim": "i32"}
+        yield _variant(f"vmf, t by rejection, {dtype}", vmf.draw_t, types, by_sample)
+        for dim in (10, 50, 200, 1000, 4096, vmf.MAX_DIM):
+            types = {"loc_ptr": p, **seed, "t_ptr": "*fp64", "x_ptr": p, **span, "dim": "i32"}
+            constants = {**vmf.tangent_config(dim), "SHARED": False}
+            yield _variant(f"vmf, {dim} dimensions, {dtype}", vmf.place_rows, types, constants)
+    pointers = ("t_ptr", "concentration_ptr", "complement_ptr", "node_ptr", "weight_ptr", "out_ptr")
+    types = {**dict.fromkeys(pointers, "*fp64"), "total": "i64", "rows": "i32", "dim": "i32"}
+    constants = {"NODES": 24, "BLOCK": vmf.BLOCK, "num_warps": 4}
+    yield _variant("vmf, derivative of the angle", vmf.angle_rows, types, constants)
 
 
 @functools.cache
@@ -214,4 +245,5 @@ def variants(target: str) -> tuple[Variant, ...]:
         *_lipschitz_linear(family),
         *_importance(),
         *_importance_linear(family),
+        *_vmf(),
     )

@@ -50,11 +50,9 @@ def _sigmoid(t):
 
 @triton.jit
 def _log_sinhc(a):
-    """phi(a) = log(sinh(a / 2) / (a / 2)) for a >= 0."""
+    """phi(a) = log(sinh(a / 2) / (a / 2)) for a in [0, 1]."""
     square = a * a * 0.25
-    series = square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square * (1 / 37800))))
-    far = tl.maximum(a, 1.0)
-    return tl.where(a < 1, series, 0.5 * far + tl.log((1.0 - tl.exp(-far)) / far))
+    return square * (1 / 6 - square * (1 / 180 - square * (1 / 2835 - square * (1 / 37800))))
 
 
 @triton.jit
@@ -76,7 +74,11 @@ def log_density(x, first, second, FAMILY: tl.constexpr):
         term = x * first - tl.maximum(first, 0.0) - _log1p(tl.exp(-tl.abs(first)))
     elif FAMILY == "continuous_bernoulli":
         # x l - log((exp(l) - 1) / l)
-        term = (x - 0.5) * first - _log_sinhc(tl.abs(first))
+        size = tl.abs(first)
+        near = (x - 0.5) * first - _log_sinhc(tl.minimum(size, 1.0))
+        reach = tl.maximum(size, 1.0)
+        far = x * first - tl.maximum(first, 0.0) - tl.log((1.0 - tl.exp(-reach)) / reach)
+        term = tl.where(size < 1, near, far)
     elif FAMILY == "gaussian":
         standard = (x - first) * tl.exp(-second)
         term = -0.5 * standard * standard - second - 0.9189385332046727

@@ -59,6 +59,8 @@ def tiles(product: str, kind: str, family: str, group: int = 1) -> list[Tile]:
     ]
     if kind == "half" and family == "hopper":
         found.append(_LARGE)
+    if product == "grad_weight":  # whose rows are outputs: never as few as one image's are
+        found = [tile for tile in found if tile.rows >= 32]
     # The packed outcomes of a tile fill whole bytes.
     return [tile for tile in found if tile.cols % (8 * group) == 0]
 

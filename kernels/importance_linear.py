@@ -40,6 +40,7 @@ TILES = {
 }
 # Pixels of one program of the categorical kernel: that many fewer numbers to write.
 CATEGORICAL_PIXELS = 16
+SUMMED_ROWS = 128
 
 
 @triton.jit
@@ -147,6 +148,17 @@ def linear_log_likelihood_categorical(
     tl.store(out, total, mask=row < rows)
 
 
+@triton.jit
+def sum_tiles(partial_ptr, out_ptr, rows, tiles, ROWS: tl.constexpr):
+    """out [rows] from partial [tiles, rows], one tile after another whatever the count of rows."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    acc = tl.zeros([ROWS], tl.float32)
+    for tile in range(0, tiles):
+        at = tl.cast(tile, tl.int64) * rows + row
+        acc += tl.load(partial_ptr + at, mask=row < rows, other=0.0)
+    tl.store(out_ptr + row, acc, mask=row < rows)
+
+
 def tile_for(kind: str, count: int, family: str) -> Tile:
     """The tile of a kind of product on a family of GPUs."""
     tile = TILES[kind, count]
@@ -213,4 +225,8 @@ def importance_linear_forward(
             **arguments,
             **OPTIONS,
         )
-    return partial.sum(0).view(k, b)
+        out = hidden.new_empty(k, b, dtype=torch.float32)
+        sum_tiles[(triton.cdiv(rows, SUMMED_ROWS),)](
+            partial, out, rows, partial.shape[0], ROWS=SUMMED_ROWS, num_warps=4, **OPTIONS
+        )
+    return out

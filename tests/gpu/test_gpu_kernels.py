@@ -1,0 +1,240 @@
+"""The Triton kernels on a real GPU: parity with float64 truth, graphs, bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import assert_as_accurate
+
+import lipvae
+from lipvae import reference
+
+pytest.importorskip("triton")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device"),
+]
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+FAMILIES = list(reference.FAMILIES)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape).to("cuda", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(64, 27), (512, 784), (300, 4096), (7, 12000), (3, 40000)])
+def test_l1_ball(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    from lipvae.kernels.l1_ball import l1_ball_backward, l1_ball_forward
+
+    weight = randn(*shape, dtype=dtype)
+    weight[::3] /= 1e5
+    wide = weight.double()
+    projected, threshold = l1_ball_forward(weight, 1.1)
+    truth = reference.l1_ball_threshold(wide, 1.1)
+    assert torch.allclose(threshold, truth, rtol=1e-13)
+    assert_as_accurate("l1_ball", projected, reference.project_l1_ball(wide, 1.1))
+    if dtype == torch.float32:
+        assert (projected.double().abs().sum(1) <= 1.1 * (1 + 2**-23)).all()
+    again, same = l1_ball_forward(weight, 1.1, warm=threshold * 1.5)
+    assert torch.allclose(same, threshold, rtol=1e-14)
+    assert torch.allclose(again, projected, rtol=2 * torch.finfo(dtype).eps)
+    grad = randn(*shape, dtype=dtype)
+    truth_grad = reference.project_l1_ball_backward(grad.double(), wide, 1.1)
+    assert_as_accurate("l1_ball", l1_ball_backward(grad, weight, threshold), truth_grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group_size", [2, 4, 8])
+@pytest.mark.parametrize(("shape", "dim"), [((129, 1000), 1), ((512, 1024), 1), ((5, 64, 9, 7), 1)])
+def test_group_sort(shape: tuple[int, ...], dim: int, group_size: int, dtype: torch.dtype) -> None:
+    from lipvae.kernels.group_sort import group_sort_backward, group_sort_forward
+
+    x, grad = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype)
+    y, code = group_sort_forward(x, group_size, dim)
+    truth, truth_code = reference.group_sort_network(x, group_size, dim)
+    assert torch.equal(y, truth)
+    assert code is not None
+    assert torch.equal(code, truth_code)
+    assert torch.equal(
+        group_sort_backward(grad, code, group_size, dim),
+        reference.group_sort_network_backward(grad, truth_code, group_size, dim),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group_size", [None, 2, 4, 8])
+@pytest.mark.parametrize("shape", [(1, 784, 64), (128, 784, 512), (1000, 520, 1032)])
+def test_lipschitz_linear(
+    shape: tuple[int, int, int], group_size: int | None, dtype: torch.dtype
+) -> None:
+    from lipvae.kernels.lipschitz_linear import (
+        lipschitz_linear_backward,
+        lipschitz_linear_forward,
+    )
+
+    rows, inner, out = shape
+    x, weight, bias = (
+        randn(rows, inner, dtype=dtype),
+        randn(out, inner, dtype=dtype),
+        randn(out, dtype=dtype),
+    )
+    grad = randn(rows, out, dtype=dtype)
+    unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 3.0, None)
+    y, threshold, code = lipschitz_linear_forward(x, weight, bias, 3.0, group_size)
+    grads = lipschitz_linear_backward(grad, x, weight, threshold, code, group_size)
+    wide = [t.double() for t in (x, weight, bias)]
+    assert_as_accurate("lipschitz_linear", unsorted, reference.lipschitz_linear(*wide, 3.0, None))
+    grad_z = grad.double()
+    if group_size is not None:
+        assert code is not None
+        grad_z = reference.group_sort_network_backward(grad_z, code, group_size)
+        # Tiles may differ with and without the sort, and with them the last bits.
+        truth = reference.lipschitz_linear(*wide, 3.0, group_size)
+        assert_as_accurate("lipschitz_linear", y, truth)
+    truths = (
+        grad_z @ reference.project_l1_ball(wide[1], 3.0),
+        reference.project_l1_ball_backward(grad_z.t() @ wide[0], wide[1], 3.0),
+        grad_z.sum(0),
+    )
+    for got, true in zip(grads, truths, strict=True):
+        assert got is not None
+        assert_as_accurate("lipschitz_linear", got, true)
+
+
+def test_tf32_is_used_only_where_torch_allows_it() -> None:
+    from lipvae.kernels.lipschitz_linear import lipschitz_linear_forward
+
+    x, weight = randn(256, 1024), randn(256, 1024)
+    truth = reference.lipschitz_linear(x.double(), weight.double(), None, 30.0, 2)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        y, _, _ = lipschitz_linear_forward(x, weight, None, 30.0, 2)
+        assert (y - truth).abs().max() / truth.abs().max() < 2e-3
+        torch.set_float32_matmul_precision("highest")
+        y, _, _ = lipschitz_linear_forward(x, weight, None, 30.0, 2)
+        assert_as_accurate("lipschitz_linear", y, truth)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def likelihood(family: str, k: int, b: int, d: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    count = reference.FAMILIES[family].parameters_per_dim
+    hidden = randn(k, b, 200, dtype=dtype)
+    weight = (randn(count * d, 200) / 12).to(dtype)
+    bias = randn(count * d, dtype=dtype)
+    return hidden, weight, bias, (torch.randint(0, 256, (b, d)) / 255).cuda()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_importance(family: str, dtype: torch.dtype) -> None:
+    from lipvae.kernels.importance import importance_backward, importance_forward
+    from lipvae.kernels.importance_linear import importance_linear_forward
+
+    k, b, d = (5, 3, 50) if family == "categorical256" else (33, 7, 784)
+    hidden, weight, bias, target = likelihood(family, k, b, d, dtype)
+    parameters = torch.nn.functional.linear(hidden, weight, bias)
+    wide = parameters.double().requires_grad_()
+    truth = reference.importance(wide, target.double(), family)
+    grad = torch.rand(k, b, device="cuda")
+    (truth_grad,) = torch.autograd.grad(truth, wide, grad.double())
+    got = importance_forward(parameters, target, family)
+    assert_as_accurate("importance", got, truth.detach())
+    got_grad = importance_backward(grad, parameters, target, family)
+    assert_as_accurate("importance", got_grad, truth_grad)
+    exact = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    fused = importance_linear_forward(hidden, weight, bias, target, family)
+    truth = reference.importance(exact, target.double(), family)
+    assert_as_accurate("importance_linear", fused, truth)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bits_depend_on_the_row_alone(family: str) -> None:
+    from lipvae.kernels.importance_linear import importance_linear_forward
+
+    hidden, weight, bias, target = likelihood(family, 6, 5, 40, torch.bfloat16)
+    whole = importance_linear_forward(hidden, weight, bias, target, family)
+    for i in range(5):
+        part = slice(i, i + 1)
+        one = importance_linear_forward(hidden[2:3, part], weight, bias, target[part], family)
+        assert torch.equal(one, whole[2:3, part])
+
+
+def captured(
+    run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, other: torch.Tensor
+) -> torch.Tensor:
+    """The result of a graph captured on x and replayed on other."""
+    run(x)  # compiles
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    static = x.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        out = run(static)
+    static.copy_(other)
+    graph.replay()
+    torch.cuda.synchronize()
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_layer_can_be_captured(dtype: torch.dtype) -> None:
+    from lipvae.kernels.lipschitz_linear import (
+        lipschitz_linear_backward,
+        lipschitz_linear_forward,
+    )
+
+    weight, bias = randn(512, 784, dtype=dtype), randn(512, dtype=dtype)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        y, threshold, code = lipschitz_linear_forward(x, weight, bias, 1.0, 2)
+        grads = lipschitz_linear_backward(y, x, weight, threshold, code, 2)
+        return torch.cat([g.flatten().float() for g in (y, *grads) if g is not None])
+
+    x, other = randn(128, 784, dtype=dtype), randn(128, 784, dtype=dtype)
+    assert torch.equal(captured(run, x, other), run(other))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scoring_can_be_captured(family: str) -> None:
+    from lipvae.kernels.importance_linear import importance_linear_forward
+
+    hidden, weight, bias, target = likelihood(family, 4, 3, 30, torch.float16)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return importance_linear_forward(x, weight, bias, target, family)
+
+    other = torch.randn_like(hidden)
+    assert torch.equal(captured(run, hidden, other), run(other))
+
+
+def test_autotuning_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lipvae.kernels import _tuning
+    from lipvae.kernels.lipschitz_linear import lipschitz_linear_forward
+
+    monkeypatch.setattr(_tuning, "_measured", {})
+    monkeypatch.setenv("LIPVAE_TRITON_AUTOTUNE", "1")
+    x, weight = randn(256, 512), randn(256, 512)
+    y, _, _ = lipschitz_linear_forward(x, weight, None, 1.0, 2)
+    assert _tuning._measured
+    truth = reference.lipschitz_linear(x.double(), weight.double(), None, 1.0, 2)
+    assert_as_accurate("lipschitz_linear", y, truth)
+
+
+def test_opcheck() -> None:
+    x, weight = randn(16, 24).requires_grad_(), randn(32, 24).requires_grad_()
+    parameters = randn(2, 3, 4).requires_grad_()
+    target = torch.rand(3, 4, device="cuda")
+    with lipvae.backend("triton"):
+        for op, arguments in (
+            (torch.ops.lipvae.l1_ball, (weight, 1.0, None)),
+            (torch.ops.lipvae.group_sort, (weight, 4, 0, True)),
+            (torch.ops.lipvae.lipschitz_linear, (x, weight, None, 1.0, 2, None, True)),
+            (torch.ops.lipvae.importance, (parameters, target, "bernoulli")),
+        ):
+            torch.library.opcheck(op.default, arguments)

@@ -1,0 +1,129 @@
+"""The ops over the interpreted kernels: backend choice, autograd, opcheck, the tiles' choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import lipvae
+from lipvae import reference
+from lipvae.functional import group_sort, lipschitz_linear, project_l1_ball
+from lipvae.kernels import _tuning
+from lipvae.kernels._lipschitz_products import tiles
+from lipvae.ops.importance import importance
+from lipvae.ops.importance_linear import importance_linear
+
+
+def test_autograd_reaches_the_kernels() -> None:
+    x, weight, bias = torch.randn(5, 12), torch.randn(16, 12), torch.randn(16)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    grad = torch.randn(5, 16)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        y = lipschitz_linear(*inputs, 1.2, 2)
+        z = group_sort(y * 1.5, 4)
+        w = project_l1_ball(weight, 0.7)
+        loss = (z * grad).sum() + (w * w).sum()
+        return (z.detach(), *torch.autograd.grad(loss, inputs))
+
+    with lipvae.backend("triton"):
+        got = run()
+    with lipvae.backend("reference"):
+        truth = run()
+    for mine, true in zip(got, truth, strict=True):
+        assert torch.allclose(mine, true, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", list(reference.FAMILIES))
+def test_importance_reaches_the_kernels(family: str) -> None:
+    count = reference.FAMILIES[family].parameters_per_dim
+    hidden, weight = torch.randn(2, 3, 5), (torch.randn(count * 4, 5) / 3).requires_grad_()
+    target = torch.randint(0, 256, (3, 4)) / 255
+    grad = torch.randn(2, 3)
+    results = []
+    for backend in ("triton", "reference"):
+        with lipvae.backend(backend):
+            ll = importance(torch.nn.functional.linear(hidden, weight), target, family)
+            (grad_weight,) = torch.autograd.grad(ll, weight, grad)
+            fused = importance_linear(hidden, weight.detach(), None, target, family)
+        results.append((ll.detach(), grad_weight, fused))
+    for mine, true in zip(*results, strict=True):
+        assert torch.allclose(mine, true, rtol=1e-4, atol=1e-4)
+
+
+def test_opcheck() -> None:
+    x, weight = torch.randn(3, 6).requires_grad_(), torch.randn(8, 6).requires_grad_()
+    with lipvae.backend("triton"):
+        torch.library.opcheck(torch.ops.lipvae.l1_ball.default, (weight, 1.0, None))
+        torch.library.opcheck(torch.ops.lipvae.group_sort.default, (weight, 4, 0, True))
+        torch.library.opcheck(
+            torch.ops.lipvae.lipschitz_linear.default, (x, weight, None, 1.0, 2, None, True)
+        )
+        torch.library.opcheck(
+            torch.ops.lipvae.importance.default,
+            (torch.randn(2, 3, 4).requires_grad_(), torch.rand(3, 4), "bernoulli"),
+        )
+
+
+class TestTiles:
+    device = _tuning.Machine()
+
+    @pytest.mark.parametrize("kind", ["half", "tf32", "ieee"])
+    @pytest.mark.parametrize("family", ["ampere", "hopper", "cdna"])
+    def test_every_group_fills_whole_bytes(self, kind: str, family: str) -> None:
+        for group in (1, 2, 4, 8):
+            found = tiles("forward", kind, family, group)
+            assert found
+            assert all(tile.cols % (8 * group) == 0 for tile in found)
+
+    def test_the_model_prefers_what_fills_the_machine(self) -> None:
+        found = tiles("forward", "half", "hopper")
+        large = _tuning.ranked(found, (4096, 4096, 4096), "half", self.device)[0]
+        small = _tuning.ranked(found, (16, 512, 784), "half", self.device)[0]
+        assert large.rows * large.cols >= 128 * 128
+        assert small.rows <= 32
+
+    def test_tiles_that_do_not_fit_are_dropped(self) -> None:
+        tight = _tuning.Machine(shared_limit=65536)
+        found = _tuning.ranked(
+            tiles("forward", "half", "hopper"), (4096, 4096, 4096), "half", tight
+        )
+        assert found
+        assert all(tile.shared_bytes(2) <= 65536 for tile in found)
+
+    def test_the_first_is_taken_unless_asked_to_measure(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_tuning, "_measured", {})
+        found = tiles("forward", "half", "hopper")
+        launched = []
+        monkeypatch.delenv("LIPVAE_TRITON_AUTOTUNE", raising=False)
+        assert _tuning.pick("key", found, launched.append) == found[0]
+        assert not launched
+
+        monkeypatch.setenv("LIPVAE_TRITON_AUTOTUNE", "1")
+        times = iter([3.0, 1.0, 2.0, 4.0])
+
+        def bench(run: Callable[[], object]) -> float:
+            run()
+            return next(times)
+
+        monkeypatch.setattr(_tuning.triton.testing, "do_bench", bench)
+        assert _tuning.pick("key", found, launched.append) == found[1]
+        assert launched == found[:4]
+        # Kept for the process, without a second measurement.
+        assert _tuning.pick("key", found, launched.append) == found[1]
+        assert len(launched) == 4
+
+    def test_float32_is_multiplied_as_torch_is_told(self) -> None:
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("highest")
+            assert _tuning.product_kind(torch.float32) == "ieee"
+            torch.set_float32_matmul_precision("high")
+            assert _tuning.product_kind(torch.float32) == "tf32"
+            assert _tuning.product_kind(torch.bfloat16) == "half"
+        finally:
+            torch.set_float32_matmul_precision(before)
