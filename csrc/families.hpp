@@ -8,12 +8,13 @@
 
 namespace lipvae::LIPVAE_ISA {
 
-// The log density of a few hundred dimensions: linear + log(growing) + log(scaled).
+// The log density of a few hundred dimensions in the making: linear - log(growing) +- log(scaled).
+// scaled_sign says which.
 template <class T>
 struct Block {
-  typename Simd<T>::V linear = {};
-  GrowingProduct<T> growing;
-  ScaledProduct<T> scaled;
+  typename Simd<T>::V& linear;
+  GrowingProduct<T>& growing;
+  ScaledProduct<T>& scaled;
 };
 
 template <class T>
@@ -36,10 +37,11 @@ struct Bernoulli {
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int planes = 1;
-  static constexpr bool uses_growing = true, uses_scaled = false;
+  static constexpr bool uses_growing = true;
+  static constexpr int scaled_sign = 0;
   static constexpr double constant = 0.0;
   template <bool partial>
-  static LIPVAE_INLINE void add(Block<T>& block, const V* p, V x, I valid) {
+  static LIPVAE_INLINE void add(Block<T> block, const V* p, V x, I valid) {
     const V l = p[0];
     V e = exp_minus<T>(S::abs(l));
     if constexpr (partial) e = S::keep(valid, e);
@@ -57,10 +59,11 @@ struct ContinuousBernoulli {
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int planes = 1;
-  static constexpr bool uses_growing = false, uses_scaled = true;
+  static constexpr bool uses_growing = false;
+  static constexpr int scaled_sign = 1;
   static constexpr double constant = 0.0;
   template <bool partial>
-  static LIPVAE_INLINE void add(Block<T>& block, const V* p, V x, I) {
+  static LIPVAE_INLINE void add(Block<T> block, const V* p, V x, I) {
     const V l = p[0];  // a padded lane has l = 0 and adds log 1
     block.linear += x * l - relu<T>(l);
     block.scaled.multiply(decay_ratio<T>(S::abs(l)));
@@ -90,10 +93,11 @@ struct Gaussian {
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int planes = 2;
-  static constexpr bool uses_growing = false, uses_scaled = false;
+  static constexpr bool uses_growing = false;
+  static constexpr int scaled_sign = 0;
   static constexpr double constant = -0.91893853320467274178;  // -log(2 pi) / 2
   template <bool partial>
-  static LIPVAE_INLINE void add(Block<T>& block, const V* p, V x, I) {
+  static LIPVAE_INLINE void add(Block<T> block, const V* p, V x, I) {
     const V z = (x - p[0]) * exp<T>(-p[1]);  // a padded lane has x = m = s = 0 and adds 0
     block.linear -= S::splat(T(0.5)) * z * z + p[1];
   }
@@ -113,7 +117,8 @@ struct DiscretizedLogistic {
   using V = typename S::V;
   using I = typename S::I;
   static constexpr int planes = 2;
-  static constexpr bool uses_growing = true, uses_scaled = true;
+  static constexpr bool uses_growing = true;
+  static constexpr int scaled_sign = -1;
   static constexpr double constant = 0.0;
   static constexpr T half_bin = T(1.0 / 510), log_bin = T(-5.5412635451584261463);  // log(1 / 255)
 
@@ -136,7 +141,7 @@ struct DiscretizedLogistic {
             x > S::splat(T(254.5 / 255))};
   }
   template <bool partial>
-  static LIPVAE_INLINE void add(Block<T>& block, const V* p, V x, I valid) {
+  static LIPVAE_INLINE void add(Block<T> block, const V* p, V x, I valid) {
     const Ends at = ends(p, x);
     const I inside = ~(at.low | at.high);
     I has_u = ~at.high, has_v = ~at.low, has_width = inside;
@@ -146,13 +151,14 @@ struct DiscretizedLogistic {
       has_width &= valid;
     }
     // log(1 - e^-delta) = log delta - log(delta / (1 - e^-delta)), and log delta = log_bin - s.
-    const V linear = S::keep(has_width, S::splat(log_bin) - p[1]) -
+    const V log_scale = S::max(S::splat(-ExpConstants<T>::max), p[1]);  // as far as exp goes
+    const V linear = S::keep(has_width, S::splat(log_bin) - log_scale) -
                      S::keep(has_u, relu<T>(-at.u)) - S::keep(has_v, relu<T>(at.v));
     block.linear += linear;
     block.growing.grow(S::keep(has_u, exp_minus<T>(S::abs(at.u))));
     block.growing.grow(S::keep(has_v, exp_minus<T>(S::abs(at.v))));
-    const V ratio = decay_ratio<T>(at.width);
-    block.scaled.multiply(has_width ? ratio : S::splat(T(1)));
+    const V ratio = decay_ratio<T>(at.width), one = S::splat(T(1));
+    block.scaled.multiply(has_width ? ratio : one);
   }
   static LIPVAE_INLINE void gradient(const V* p, V x, V g, V* d) {
     const Ends at = ends(p, x);

@@ -5,53 +5,65 @@
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
+// Asks for the lines that come `distance` after the next `bytes`. The arithmetic of a line fills the
+// window in which a core looks ahead, so without this each line's latency shows. Past the end of the
+// parameters it asks in vain, without a fault.
+template <int bytes>
+LIPVAE_INLINE void prefetch_ahead(const void* p) {
+  constexpr int line = 64, distance = 2048;
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
+  for (int offset = 0; offset < bytes; offset += line)
+    __builtin_prefetch(reinterpret_cast<const void*>(address + offset));
+}
+
 // Sum of the log density over the dimensions of one sample of one input. The order of the sum
 // depends on dim alone.
 template <class Family, class T>
 double row_log_likelihood(const T* parameters, const T* target, std::int64_t dim) {
   using S = Simd<T>;
   using V = typename S::V;
-  constexpr int streams = 2;  // independent chains of products
-  constexpr int factors = Family::uses_growing && Family::uses_scaled ? 2 : 1;  // in a dimension
-  constexpr int lane_limit = (max_factors / S::lanes < streams * max_lane_factors
-                                  ? max_factors / S::lanes
-                                  : streams * max_lane_factors) / factors;
-  constexpr std::int64_t block_length = std::int64_t(lane_limit) / streams * streams * S::lanes;
-  double total = Family::constant * double(dim);
+  constexpr int streams = 2;  // independent chains of sums and products: more spill registers
+  constexpr int factors = Family::uses_growing && Family::scaled_sign ? 2 : 1;  // in a dimension
+  constexpr int by_lane = streams * max_lane_factors, by_sum = max_factors / S::lanes;
+  constexpr int vectors = (by_lane < by_sum ? by_lane : by_sum) / factors / streams * streams;
+  constexpr std::int64_t block_length = std::int64_t(vectors) * S::lanes;
+  typename Simd<double>::V total = {};
+  double logs = Family::constant * double(dim);
   for (std::int64_t start = 0; start < dim; start += block_length) {
     const std::int64_t end = dim - start < block_length ? dim : start + block_length;
-    Block<T> block[streams];
-    auto add = [&](std::int64_t i, Block<T>& to) {
+    V linear[streams] = {};
+    GrowingProduct<T> growing[streams];
+    ScaledProduct<T> scaled[streams];
+    auto add = [&](std::int64_t i, int s) {
       V p[Family::planes];
       for (int plane = 0; plane < Family::planes; ++plane) p[plane] = S::load(parameters + plane * dim + i);
-      Family::template add<false>(to, p, S::load(target + i), typename S::I{});
+      const Block<T> block{linear[s], growing[s], scaled[s]};
+      Family::template add<false>(block, p, S::load(target + i), typename S::I{});
     };
     std::int64_t i = start;
-    for (; i + streams * S::lanes <= end; i += streams * S::lanes)
-#pragma GCC unroll 4
-      for (int s = 0; s < streams; ++s) add(i + s * S::lanes, block[s]);
-    for (; i + S::lanes <= end; i += S::lanes) add(i, block[0]);
+    for (; i + streams * S::lanes <= end; i += streams * S::lanes) {
+      for (int plane = 0; plane < Family::planes; ++plane)
+        prefetch_ahead<streams * vector_bytes>(parameters + plane * dim + i);
+#pragma GCC unroll 2
+      for (int s = 0; s < streams; ++s) add(i + s * S::lanes, s);
+    }
+    for (; i + S::lanes <= end; i += S::lanes) add(i, 0);
     if (i < end) {
       V p[Family::planes];
       for (int plane = 0; plane < Family::planes; ++plane)
         p[plane] = S::load_first(parameters + plane * dim + i, end - i);
-      Family::template add<true>(block[1], p, S::load_first(target + i, end - i), S::first(end - i));
+      const Block<T> block{linear[1], growing[1], scaled[1]};
+      Family::template add<true>(block, p, S::load_first(target + i, end - i), S::first(end - i));
     }
-    double growing = 0.0, mantissa = 1.0, exponent = 0.0;
-    for (int s = 0; s < streams; ++s) {
-      T lane[S::lanes];
-      S::store(lane, block[s].linear);
-      for (int j = 0; j < S::lanes; ++j) total += double(lane[j]);
-      if constexpr (Family::uses_growing) block[s].growing.into(growing);
-      if constexpr (Family::uses_scaled) block[s].scaled.into(mantissa, exponent);
-    }
-    if constexpr (Family::uses_growing) total -= __builtin_log1p(growing);
-    if constexpr (Family::uses_scaled) {
-      const double log_scaled = __builtin_log(mantissa) + exponent * 0.69314718055994530942;
-      total += Family::uses_growing ? -log_scaled : log_scaled;
-    }
+    for (int s = 0; s < streams; ++s) for_each_double<T>(linear[s], [&](auto part) { total += part; });
+    if constexpr (Family::uses_growing) logs -= GrowingProduct<T>::log(growing);
+    if constexpr (Family::scaled_sign != 0) logs += Family::scaled_sign * ScaledProduct<T>::log(scaled);
   }
-  return total;
+  double lane[Simd<double>::lanes];
+  Simd<double>::store(lane, total);
+  for (int width = Simd<double>::lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0] + logs;
 }
 
 // Calls row(k, b) for every sample k and input b. Inputs go in tiles whose targets stay in the cache

@@ -5,8 +5,9 @@
 
 namespace lipvae::LIPVAE_ISA {
 
-// e^r on |r| <= ln 2 / 2: minimax for the relative error, 9.2e-8 (constant term fixed at 1) and
-// 3.1e-18; (e^r - 1) / r likewise, 1.1e-8 and 2.4e-19. ln 2 is split so that n * ln2_high is exact.
+// 2^r on |r| <= 1/2: minimax for the relative error, 9.1e-8 (constant term fixed at 1) and 3.1e-18;
+// (e^r - 1) / r on |r| <= ln 2 / 2 likewise, 1.1e-8 and 2.4e-19. ln 2 is split so that n * ln2_high
+// is exact.
 template <class T>
 struct ExpConstants;
 template <>
@@ -14,8 +15,9 @@ struct ExpConstants<float> {
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float min = -87.33f, max = 88.37f;  // 2^n stays a normal number
-  static constexpr float exp[] = {1.0f,        0.9999997f,  0.49999148f,
-                                  0.16667654f, 0.04189818f, 0.008289205f};
+  static constexpr float negligible = 86.0f;           // e^-86 is a normal number, with one to spare
+  static constexpr float exp2[] = {1.0f,         0.693146978f,   0.240222421f,
+                                   0.0555073392f, 0.00967151151f, 0.00132646661f};
   static constexpr float expm1[] = {1.0f,           0.499999981f,   0.166665059f,
                                     0.0416671371f,  0.00836910429f, 0.00138888736f};
 };
@@ -24,19 +26,19 @@ struct ExpConstants<double> {
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double log2e = 1.442695040888963407;
   static constexpr double ln2_high = 0.6931471803691238164901733, ln2_low = 1.9082149292705878161e-10;
-  static constexpr double min = -708.3, max = 709.4;
-  static constexpr double exp[] = {1.0,
-                                   1.0,
-                                   0.500000000000001777,
-                                   0.166666666666661662,
-                                   0.0416666666664920748,
-                                   0.0083333333335601749,
-                                   0.00138888889514102528,
-                                   0.000198412694314540221,
-                                   0.0000248014863205881211,
-                                   2.7557623136996031e-6,
-                                   2.76323680191975778e-7,
-                                   2.49942471779324049e-8};
+  static constexpr double min = -708.3, max = 709.4, negligible = 707.0;
+  static constexpr double exp2[] = {1.0,
+                                    0.6931471805599453306,
+                                    0.2402265069591015663,
+                                    0.05550410866481991319,
+                                    0.009618129107588175232,
+                                    0.001333355814679139606,
+                                    0.0001540353046272119047,
+                                    0.00001525273348901893572,
+                                    1.321543298257770107e-6,
+                                    1.01781982571957289e-7,
+                                    7.074124760263731559e-9,
+                                    4.43527070442771391e-10};
   static constexpr double expm1[] = {1.0,
                                      0.5,
                                      0.166666666666666807,
@@ -92,13 +94,21 @@ LIPVAE_INLINE typename Simd<T>::V exp(typename Simd<T>::V x) {
   return S::keep(~underflow, power * part.scale);
 }
 
-// e^-x for x >= 0, where a result below about 1e-38 (1e-307) may come out as that number.
+// e^-x for x >= 0, to be added to a number not below 1: beyond `negligible` it stays as it is there.
+// Few operations matter more here than the last digit: rounding log2(e) costs x e^-x of an epsilon,
+// so nothing is left for a split constant to save.
 template <class T>
 LIPVAE_INLINE typename Simd<T>::V exp_minus(typename Simd<T>::V x) {
   using S = Simd<T>;
   using C = ExpConstants<T>;
-  const Reduced<T> part = reduce<T>(-S::min(S::splat(-C::min), x));
-  return horner(C::exp, part.r) * part.scale;
+  using V = typename S::V;
+  using I = typename S::I;
+  const V near = S::min(S::splat(C::negligible), x);
+  const V magic = S::splat(C::magic), log2e = S::splat(C::log2e);
+  const V shifted = magic - near * log2e;
+  const V n = shifted - magic;
+  const V power = horner(C::exp2, -n - near * log2e);
+  return (V)((I)power + ((I)shifted << Scalar<T>::mantissa_bits));
 }
 
 // 1 - e^-x for x >= 0, with the full relative precision near 0.
@@ -119,6 +129,19 @@ LIPVAE_INLINE typename Simd<T>::V decay_ratio(typename Simd<T>::V x) {
   return x == typename S::V{} ? one : x / one_minus_exp_minus<T>(x);
 }
 
+// Calls body with the lanes of v as vectors of doubles.
+template <class T, class Body>
+LIPVAE_INLINE void for_each_double(typename Simd<T>::V v, Body&& body) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    body(v);
+  } else {
+    typename Simd<double>::V low, high;
+    widen(v, low, high);
+    body(low);
+    body(high);
+  }
+}
+
 // A product of factors in [1, 2] in each lane, less 1, so that factors near 1 keep their digits.
 // 960 factors at most: 2^960 is a finite double, and 120 in a lane a finite float.
 constexpr int max_factors = 960, max_lane_factors = 120;
@@ -128,12 +151,17 @@ struct GrowingProduct {
   typename Simd<T>::V less_one = {};
   // Multiplies by 1 + x, x in [0, 1].
   LIPVAE_INLINE void grow(typename Simd<T>::V x) { less_one = less_one * x + (less_one + x); }
-  // Multiplies by the lanes of this product.
-  LIPVAE_INLINE void into(double& less_one_total) const {
-    T lane[Simd<T>::lanes];
-    Simd<T>::store(lane, less_one);
-    for (int i = 0; i < Simd<T>::lanes; ++i)
-      less_one_total = less_one_total * double(lane[i]) + (less_one_total + double(lane[i]));
+  // The logarithm of the product over the lanes of several.
+  template <int n>
+  static LIPVAE_INLINE double log(const GrowingProduct (&products)[n]) {
+    typename Simd<double>::V total = {};
+    for (int i = 0; i < n; ++i)
+      for_each_double<T>(products[i].less_one, [&](auto part) { total = total * part + (total + part); });
+    double lane[Simd<double>::lanes];
+    Simd<double>::store(lane, total);
+    for (int width = Simd<double>::lanes / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) lane[i] = lane[i] * lane[i + width] + (lane[i] + lane[i + width]);
+    return lane[0] < 1.0 ? __builtin_log1p(lane[0]) : __builtin_log(1.0 + lane[0]);
   }
 };
 
@@ -151,13 +179,21 @@ struct ScaledProduct {
     exponent += (raw >> bits) - S::splat_int(Scalar<T>::exponent_bias);
     mantissa *= (typename S::V)(fraction | S::splat_int(Int(Scalar<T>::exponent_bias) << bits));
   }
-  LIPVAE_INLINE void into(double& mantissa_total, double& exponent_total) const {
-    T lane[Simd<T>::lanes];
-    Simd<T>::store(lane, mantissa);
-    for (int i = 0; i < Simd<T>::lanes; ++i) {
-      mantissa_total *= double(lane[i]);
-      exponent_total += double(exponent[i]);
+  template <int n>
+  static LIPVAE_INLINE double log(const ScaledProduct (&products)[n]) {
+    typename Simd<double>::V total = Simd<double>::splat(1.0);
+    typename Simd<T>::I exponents = {};
+    for (int i = 0; i < n; ++i) {
+      exponents += products[i].exponent;
+      for_each_double<T>(products[i].mantissa, [&](auto part) { total *= part; });
     }
+    double lane[Simd<double>::lanes];
+    Simd<double>::store(lane, total);
+    for (int width = Simd<double>::lanes / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) lane[i] *= lane[i + width];
+    std::int64_t exponent = 0;
+    for (int i = 0; i < Simd<T>::lanes; ++i) exponent += exponents[i];
+    return __builtin_log(lane[0]) + double(exponent) * 0.69314718055994530942;
   }
 };
 
