@@ -10,6 +10,7 @@ namespace {
 
 // Normals of several short samples are drawn together: this many numbers, which the L1 cache holds.
 constexpr std::int64_t vmf_group = 2048;
+constexpr std::int64_t vmf_renormalised = 64;
 
 // Calls body(i, g, mu, count) with vectors of doubles that cover n elements, `count` of them valid
 // and the others 0.
@@ -45,6 +46,12 @@ LIPVAE_INLINE double sum_lanes(Vec<double> v) {
   return lane[0];
 }
 
+// One Newton step towards norm 1.
+LIPVAE_INLINE void scale_to_norm(double* x, double square, std::int64_t dim) {
+  const double correction = 0.5 * (1.0 - square);
+  for (std::int64_t i = 0; i < dim; ++i) x[i] += x[i] * correction;
+}
+
 // x = H [-sign w, s v] with the reflection H = I - u u^T / (1 + |mu0|), u = mu + sign e0, which takes
 // e0 to -sign mu. It subtracts nothing that nearly cancels, wherever mu lies. mu is normalised here.
 // g holds the m - 1 coordinates of the tangent before normalisation.
@@ -69,12 +76,16 @@ LIPVAE_INLINE void place(T* out, const T* mu, const T* g, double t, std::int64_t
   out[0] = T(first * w - sign * c);
   T* rest = out + 1;
   if constexpr (sizeof(T) == 8) {
+    Vec<double> square = {};
     for_each_pair(g, mu + 1, dim - 1,
                   [&](std::int64_t i, Vec<double> a, Vec<double> b, int, std::int64_t count) {
       const Vec<double> x = by_g * a + by_mu * b;
+      square += x * x;
       count == Simd<double>::lanes ? Simd<double>::store(rest + i, x)
                                    : Simd<double>::store_first(rest + i, x, count);
     });
+    // The roundings of few coordinates add up to 3 ulp of the norm; many average out.
+    if (dim <= vmf_renormalised) scale_to_norm(out, sum_lanes(square) + out[0] * out[0], dim);
   } else {
     HalfFloats narrow[2];
     for_each_pair(g, mu + 1, dim - 1,
@@ -101,8 +112,13 @@ LIPVAE_INLINE void place_small(T* out, const T* mu, const double (&v)[n], double
   const double first = double(mu[0]) * scale, sign = first < 0 ? -1.0 : 1.0;
   const double w = 1.0 - t, s = __builtin_sqrt(t * (2.0 - t)), c = s * inner * scale;
   const double by_mu = (w - c / (1.0 + sign * first)) * scale;
-  out[0] = T(first * w - sign * c);
-  for (int i = 0; i < n; ++i) out[i + 1] = T(s * v[i] + by_mu * double(mu[i + 1]));
+  double x[n + 1] = {first * w - sign * c}, norm = x[0] * x[0];
+  for (int i = 0; i < n; ++i) {
+    x[i + 1] = s * v[i] + by_mu * double(mu[i + 1]);
+    norm += x[i + 1] * x[i + 1];
+  }
+  scale_to_norm(x, norm, n + 1);
+  for (int i = 0; i <= n; ++i) out[i] = T(x[i]);
 }
 
 template <class T>

@@ -34,7 +34,7 @@ def _parameters(mu: npt.ArrayLike | None, kappa: Any) -> VonMisesFisher:
         raise ValueError("'mu' must have at least two entries.")
     if not np.isclose(np.linalg.norm(direction), 1.0):
         raise ValueError("'mu' must be a unit vector of norm 1.")
-    if not isinstance(kappa, numbers.Real) or not 0 <= kappa < math.inf:
+    if not isinstance(kappa, numbers.Real) or not 0 <= float(kappa) < math.inf:
         raise ValueError(f"'kappa' must be a positive scalar. Got {kappa!r}.")
     if kappa == 0:
         raise ValueError(

@@ -74,7 +74,7 @@ def angle_derivative(t: Tensor, concentration: Tensor, dim: int) -> Tensor:
 
 
 def backward(
-    grad: Tensor, grad_t: Tensor, loc: Tensor, concentration: Tensor, x: Tensor, t: Tensor
+    grad: Tensor, grad_t: Tensor | None, loc: Tensor, concentration: Tensor, x: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients with respect to loc and concentration."""
     dphi = angle_derivative(t, concentration, loc.shape[-1])
@@ -138,12 +138,16 @@ class _Vmf(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, t = forward(loc, concentration, samples, seed, start, shared)
         ctx.save_for_backward(loc, concentration, x, t)
+        ctx.set_materialize_grads(False)  # no zeros for t, which few need
         return x, t
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_t: Tensor) -> tuple[Tensor | None, ...]:
-        return *backward(grad, grad_t, *ctx.saved_tensors), None, None, None, None
+    def backward(ctx: Any, grad: Tensor | None, grad_t: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        if grad is None:
+            grad = torch.zeros_like(saved[2])
+        return *backward(grad, grad_t, *saved), None, None, None, None
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:

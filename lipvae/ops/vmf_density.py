@@ -239,6 +239,24 @@ _DERIVATIVES: dict[str, Callable[[Callable[[str], Tensor], Tensor, int], Tensor]
 }
 
 
+def _op_setup(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output)
+    ctx.dim = inputs[1]
+
+
+def _op_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    kappa, output = ctx.saved_tensors
+    values = Moments(*output.unbind(0))
+    total = torch.zeros_like(output[0])
+    for name, derivative in _DERIVATIVES.items():
+        slope = derivative(lambda field: getattr(values, field), kappa, ctx.dim)
+        total = total + grad[Moments._fields.index(name)] * slope
+    return total.to(kappa.dtype), None
+
+
+_op.register_autograd(_op_vjp, setup_context=_op_setup)
+
+
 class _Moment(torch.autograd.Function):
     """One function of kappa. Its gradient is made of the others, so it differentiates twice."""
 
@@ -265,16 +283,21 @@ class _Moment(torch.autograd.Function):
         return grad * slope.to(grad.dtype), None, None, None
 
 
-def moment(name: str, kappa: Tensor, dim: int, known: Moments | None = None) -> Tensor:
-    """One of the functions of :class:`Moments`, differentiable twice in kappa ("third": not).
+def moment(name: str, kappa: Tensor, dim: int) -> Tensor:
+    """One of the functions of :class:`Moments`, differentiable in kappa.
+
+    In eager mode it can be differentiated until the third cumulant is reached, which ends the
+    chain: twice for all but the variance and A / kappa. Compiled, once.
 
     Args:
-        name: a field of :class:`Moments`.
+        name: a field of :class:`Moments` but "third".
         kappa: concentration >= 0, any shape, float32 or float64.
         dim: m >= 2, the dimension of the space around the sphere.
-        known: what :func:`moments` returns for `kappa`, if it is at hand.
 
     Returns:
         The shape and dtype of `kappa`; evaluated in float64.
     """
-    return _Moment.apply(kappa, dim, name, known)
+    if compiling():
+        index = Moments._fields.index(name)
+        return torch.ops.lipvae.vmf_moments(kappa, dim)[index].to(kappa.dtype)
+    return _Moment.apply(kappa, dim, name, None)

@@ -195,7 +195,9 @@ def sample_vmf(
     first = mu[:, 0] * w - sign * c
     along = (w - c / (1 + mu[:, 0].abs())).unsqueeze(-1)
     rest = s.unsqueeze(-1) * v + along * mu[:, 1:]
-    return torch.cat([first.unsqueeze(-1), rest], -1).to(loc.dtype), t
+    x = torch.cat([first.unsqueeze(-1), rest], -1)
+    x = x * (1.5 - 0.5 * x.square().sum(-1, keepdim=True))  # a Newton step: the norm to an ulp
+    return x.to(loc.dtype), t
 
 
 @functools.cache
