@@ -1,1 +1,14 @@
-int main() { return 0; }
+// Runs every test on every instruction set of this machine.
+#include "testing.hpp"
+
+int main() {
+  using namespace lipvae;
+  for (const KernelTable* kernels : available_kernels()) {
+    testing::test_l1_ball(*kernels);
+    testing::test_group_sort(*kernels);
+    testing::test_importance(*kernels);
+    testing::test_vmf(*kernels);
+    std::printf("%s: %d failures\n", kernels->isa, testing::failures);
+  }
+  return testing::failures == 0 ? 0 : 1;
+}
