@@ -15,19 +15,45 @@ struct BitBuffer {
   std::uint8_t bytes[capacity / 8 + 8];    // vectors write and words read past the last bit
 };
 
+// Up to 8 bytes, little-endian.
 LIPVAE_INLINE std::uint64_t load_bytes(const std::uint8_t* p, int count) {
   std::uint64_t word = 0;
-  if (count >= 8)
+  if (count >= 8) {
     __builtin_memcpy(&word, p, 8);
-  else
-    for (int i = 0; i < count; ++i) word |= std::uint64_t(p[i]) << (8 * i);
+    return word;
+  }
+  int done = 0;
+  if (count & 4) {
+    std::uint32_t part;
+    __builtin_memcpy(&part, p, 4);
+    word = part;
+    done = 4;
+  }
+  if (count & 2) {
+    std::uint16_t part;
+    __builtin_memcpy(&part, p + done, 2);
+    word |= std::uint64_t(part) << (8 * done);
+    done += 2;
+  }
+  if (count & 1) word |= std::uint64_t(p[done]) << (8 * done);
   return word;
 }
 LIPVAE_INLINE void store_bytes(std::uint8_t* p, std::uint64_t word, int count) {
-  if (count >= 8)
+  if (count >= 8) {
     __builtin_memcpy(p, &word, 8);
-  else
-    for (int i = 0; i < count; ++i) p[i] = std::uint8_t(word >> (8 * i));
+    return;
+  }
+  if (count & 4) {
+    __builtin_memcpy(p, &word, 4);
+    p += 4;
+    word >>= 32;
+  }
+  if (count & 2) {
+    __builtin_memcpy(p, &word, 2);
+    p += 2;
+    word >>= 16;
+  }
+  if (count & 1) *p = std::uint8_t(word);
 }
 
 // Writes count bits of the buffer at bit `position` of code; bits before it are kept, and the rest

@@ -78,6 +78,16 @@ struct VectorBits {
   }
 };
 
+// The bits of the one comparator of pairs, gathered in a register: a word read from bytes that were
+// just stored would wait for the last of them to leave the core.
+struct WordBits {
+  std::uint64_t* word;
+  int shift;  // below 0 for a vector that begins in the word before
+  LIPVAE_INLINE void put(int, unsigned mask) const {
+    *word |= shift >= 0 ? std::uint64_t(mask) << shift : std::uint64_t(mask) >> -shift;
+  }
+};
+
 // Applies body to the bits of `count` groups, at the bit `position` of each comparator's code.
 template <class Pass, int g, class Body>
 LIPVAE_INLINE void with_bits(std::uint8_t* code, std::int64_t stride, std::int64_t position, int count,
@@ -95,9 +105,33 @@ LIPVAE_INLINE void with_bits(std::uint8_t* code, std::int64_t stride, std::int64
 template <class Pass, int g, class T, class Load, class Store>
 LIPVAE_INLINE void run_vectors(BitBuffer* buffer, int count, Load&& load, Store&& store) {
   constexpr int lanes = Simd<T>::lanes;
-  typename Simd<T>::V e[g], last[g];
+  typename Simd<T>::V e[g], last[g] = {};
   const bool partial = count % lanes != 0;
   if (partial) load(last, count - lanes);
+  if constexpr (Pass::writes_code && g == 2) {
+    for (int start = 0; start < count; start += 64) {
+      const int end = count - start < 64 ? count : start + 64;
+      std::uint64_t word = 0;
+      auto add = [&](int i) {
+        load(e, i);
+        Pass::apply(e, WordBits{&word, i - start});
+        store(e, i);
+      };
+      int i = start;
+      if (end - start == 64) {
+#pragma GCC unroll 8
+        for (; i < start + 64; i += lanes) add(i);
+      } else {
+        for (; i + lanes <= end; i += lanes) add(i);
+      }
+      if (partial && end == count) {
+        Pass::apply(last, WordBits{&word, count - lanes - start});
+        store(last, count - lanes);
+      }
+      __builtin_memcpy(buffer[0].bytes + start / 8, &word, 8);
+    }
+    return;
+  }
   for (int i = 0; i + lanes <= count; i += lanes) {
     load(e, i);
     Pass::apply(e, VectorBits<T, true>{buffer, i});
