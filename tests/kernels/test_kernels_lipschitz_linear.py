@@ -14,12 +14,10 @@ from lipvae.kernels.lipschitz_linear import lipschitz_linear_backward, lipschitz
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=[False, True], ids=["straight", "swapped"])
-def small_tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tile:
+def use_tile(monkeypatch: pytest.MonkeyPatch, group_size: int | None, swapped: bool) -> None:
     """One small tile, so that small shapes have several, in either order of the operands."""
-    tile = Tile(16, 64, 16, 4, 2, swapped=request.param)
+    tile = Tile(16, max(16, 8 * (group_size or 1)), 16, 4, 2, swapped=swapped)
     monkeypatch.setattr(lipschitz_linear, "tiles", lambda *_: [tile])
-    return tile
 
 
 def problem(
@@ -31,20 +29,38 @@ def problem(
     return torch.randn(rows, inner).to(dtype), weight.to(dtype), torch.randn(out).to(dtype)
 
 
-@pytest.mark.usefixtures("small_tile")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("group_size", [None, 2, 4, 8])
-@pytest.mark.parametrize("shape", [(1, 3, 8), (20, 33, 72), (17, 48, 128)])
+# Rows, inner and out, group size, dtype, order of the operands: a part of a tile and several
+# tiles; inner ragged and whole.
+CASES = [
+    *(((1, 3, 8), g, dtype, False) for g in (None, 2, 4, 8) for dtype in DTYPES),
+    ((18, 20, 24), 2, torch.float32, False),
+    ((18, 20, 24), 2, torch.float16, True),
+    ((18, 20, 24), 2, torch.bfloat16, False),
+    ((18, 20, 24), None, torch.float32, True),
+    ((9, 32, 16), 2, torch.bfloat16, True),
+    ((9, 16, 40), 4, torch.float16, False),
+    ((17, 9, 72), 8, torch.float32, True),
+]
+
+
+@pytest.mark.parametrize(("shape", "group_size", "dtype", "swapped"), CASES, ids=str)
 def test_against_truth(
-    shape: tuple[int, int, int], group_size: int | None, dtype: torch.dtype
+    shape: tuple[int, int, int],
+    group_size: int | None,
+    dtype: torch.dtype,
+    swapped: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    use_tile(monkeypatch, group_size, swapped)
     x, weight, bias = problem(shape, dtype)
     grad = torch.randn(shape[0], shape[2]).to(dtype)
     y, threshold, code = lipschitz_linear_forward(x, weight, bias, 1.3, group_size)
     grads = lipschitz_linear_backward(grad, x, weight, threshold, code, group_size)
 
     # The sort is judged on its own: a near-tie may go either way by a rounding.
-    unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 1.3, None)
+    unsorted = y
+    if group_size is not None:
+        unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 1.3, None)
     wide = [t.double() for t in (x, weight, bias)]
     truth = reference.lipschitz_linear(*wide, 1.3, None)
     same = reference.lipschitz_linear(x, weight, bias, 1.3, None)
@@ -97,8 +113,9 @@ def test_the_code_is_the_comparators_outcome() -> None:
         assert torch.equal(again, y)
 
 
-@pytest.mark.usefixtures("small_tile")
-def test_radius_far_below_the_weights() -> None:
+@pytest.mark.parametrize("swapped", [False, True], ids=["straight", "swapped"])
+def test_radius_far_below_the_weights(swapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tile(monkeypatch, 2, swapped)
     x, weight, bias = problem((4, 20, 16), torch.float32)
     y, _, _ = lipschitz_linear_forward(x, weight * 1e4, bias * 0, 1e-5, 2)
     truth = reference.lipschitz_linear(x.double(), weight.double() * 1e4, None, 1e-5, 2)

@@ -1,0 +1,120 @@
+"""Ahead-of-time compilation of the Triton kernels; needs Triton, but no GPU and no interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
+
+from lipvae.kernels import aot, l1_ball
+from lipvae.kernels._aot_variants import variants
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+
+
+def test_the_committed_figures_are_clean_and_complete() -> None:
+    baseline = json.loads(aot.BASELINE.read_text())
+    table = {
+        name: {target: aot.Figures(**figures) for target, figures in row.items()}
+        for name, row in baseline["figures"].items()
+    }
+    assert aot.complaints(table, None) == []
+    for target in aot.TARGETS:
+        names = {variant.name for variant in variants(target)}
+        assert len(names) == len(variants(target))
+        assert names == {name for name, row in table.items() if target in row}
+
+
+@pytest.mark.parametrize("target", list(aot.TARGETS))
+def test_every_target_compiles(target: str) -> None:
+    (variant,) = (v for v in variants(target) if v.name == "l1_ball backward, 32 columns, fp32")
+    figures = aot.compile_variant(variant, target)
+    assert 0 < figures.registers < 64
+    assert figures.spills == 0
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "l1_ball backward, 32 columns, fp32"
+    arguments = ["--target", "sm_90", "--only", f"^{name}$", "--jobs", "1"]
+    table = tmp_path / "table.md"
+    assert aot.main([*arguments, "--json", "--markdown", str(table)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["figures"]) == [name]
+    assert table.read_text().startswith("| kernel | sm_90 |\n| --- | ---: |\n| l1_ball backward")
+
+    # A baseline with fewer registers makes the same figures a regression.
+    report["figures"][name]["sm_90"]["registers"] -= aot.REGISTER_SLACK + 1
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(json.dumps(report))
+    monkeypatch.setattr(aot, "BASELINE", baseline)
+    assert aot.main(arguments) == 1
+    assert "registers, was" in capsys.readouterr().err
+
+    # Figures of another release are no baseline.
+    baseline.write_text(json.dumps({**report, "triton": "0.0"}))
+    assert aot.main(arguments) == 0
+    assert "only spills and limits are checked" in capsys.readouterr().err
+
+
+def test_update_writes_clean_figures_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(aot, "BASELINE", tmp_path / "baseline.json")
+    found: dict[str, dict[str, aot.Figures | str]] = {"kernel": {"sm_80": aot.Figures(9, 0, 0)}}
+    monkeypatch.setattr(aot, "collect", lambda *_: found)
+    assert aot.main(["--update"]) == 0
+    written = json.loads(aot.BASELINE.read_text())
+    assert written["figures"] == {"kernel": {"sm_80": {"registers": 9, "spills": 0, "shared": 0}}}
+    found["kernel"]["sm_80"] = aot.Figures(9, 4, 0)
+    assert aot.main(["--update"]) == 1
+    assert json.loads(aot.BASELINE.read_text()) == written
+    assert aot.main(["--update", "--only", "x"]) == 2
+    capsys.readouterr()
+
+
+def test_complaints() -> None:
+    fine = aot.Figures(40, 0, 1024)
+    baseline = {
+        "triton": aot.triton.__version__,
+        "figures": {"a": {"sm_80": {"registers": 40, "spills": 0, "shared": 512}}},
+    }
+    assert aot.complaints({"a": {"sm_80": fine}}, None) == []
+    (shared,) = aot.complaints({"a": {"sm_80": fine}}, baseline)
+    assert "1024 bytes, was 512" in shared
+    (missing,) = aot.complaints({"b": {"sm_80": fine}}, baseline)
+    assert "not in the baseline" in missing
+    (spill,) = aot.complaints({"a": {"sm_80": aot.Figures(255, 8, 0)}}, None)
+    assert "spills 8" in spill
+    (limit,) = aot.complaints({"a": {"gfx942": aot.Figures(40, 0, 65537)}}, None)
+    assert "shared memory" in limit
+    (broken,) = aot.complaints({"a": {"sm_80": "Error: no"}}, None)
+    assert "does not compile" in broken
+    assert "| error |" in aot.markdown({"a": {"sm_80": "Error: no"}}, ["sm_80", "sm_90"])
+
+
+def test_a_variant_that_does_not_compile_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> aot.Figures:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(aot, "compile_variant", broken)
+    table = aot.collect(["sm_80"], "^l1_ball backward, 32 columns, fp32$")
+    assert table == {
+        "l1_ball backward, 32 columns, fp32": {"sm_80": "RuntimeError: no such instruction"}
+    }
+
+
+def test_cpu_tensors_are_refused_where_kernels_are_compiled() -> None:
+    with pytest.raises(ValueError, match="weight must be on a CUDA or ROCm device"):
+        l1_ball.l1_ball_forward(torch.ones(2, 3))
