@@ -16,6 +16,7 @@ TOLERANCE_ULPS = {
     "lipschitz_linear": 16,
     "importance": 16,
     "importance_linear": 32,
+    "vmf": 16,
 }
 
 

@@ -1,0 +1,114 @@
+# The CPU kernels, on addresses of dense, row-major buffers (tensor.data_ptr()). dtype is 0 for
+# float32 and 1 for float64. help(lipvae._C.l1_ball_forward) and so on say what each one writes.
+
+__version__: str
+compiler: str
+threading: str
+
+def l1_ball_threshold(
+    weight: int,
+    rows: int,
+    cols: int,
+    radius: float,
+    warm: int,
+    threshold: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def l1_ball_forward(
+    weight: int,
+    rows: int,
+    cols: int,
+    radius: float,
+    warm: int,
+    out: int,
+    threshold: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def l1_ball_backward(
+    grad: int,
+    weight: int,
+    threshold: int,
+    grad_weight: int,
+    rows: int,
+    cols: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def group_sort_forward(
+    x: int,
+    y: int,
+    code: int,
+    outer: int,
+    n: int,
+    inner: int,
+    group_size: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def group_sort_backward(
+    grad_y: int,
+    code: int,
+    grad_x: int,
+    outer: int,
+    n: int,
+    inner: int,
+    group_size: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def importance_forward(
+    parameters: int,
+    target: int,
+    out: int,
+    K: int,
+    B: int,
+    D: int,
+    family: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def importance_backward(
+    grad_out: int,
+    parameters: int,
+    target: int,
+    grad_parameters: int,
+    K: int,
+    B: int,
+    D: int,
+    family: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def vmf_sample(
+    loc: int,
+    concentration: int,
+    out: int,
+    t: int,
+    samples: int,
+    rows: int,
+    dim: int,
+    seed: int,
+    start: int,
+    shared: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def vmf_angle(
+    t: int,
+    concentration: int,
+    complement: int,
+    node: int,
+    weight: int,
+    out: int,
+    samples: int,
+    rows: int,
+    dim: int,
+    nodes: int,
+    threads: int,
+) -> None: ...
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def set_isa(name: str) -> None: ...
+def max_threads() -> int: ...
