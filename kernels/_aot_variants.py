@@ -27,6 +27,15 @@ class Variant:
     num_warps: int
     num_stages: int = 3
 
+    @property
+    def code(self) -> tuple[Any, ...]:
+        """What tells two variants' source apart: the kernel and the constants that it branches on.
+
+        Two variants of one code differ in types, tile and warps only.
+        """
+        told = ("FAMILY", "GROUP", "DIM", "CONTIGUOUS")
+        return (self.kernel.__name__, *(self.constants.get(name) for name in told))
+
 
 def _variant(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Variant:
     rest = dict(constants)

@@ -3,7 +3,8 @@
 ``python -m lipvae.kernels.aot`` compiles each kernel in each of its configurations for CUDA 8.0
 (A100), CUDA 9.0 (H100) and gfx942 (MI300), prints registers, spills and shared memory as a
 Markdown table, and fails if anything spills, exceeds the target's shared memory, or takes more than
-the figures of ``aot_baseline.json`` beside this file. ``--update`` rewrites that file.
+the figures of ``aot_baseline.json`` beside this file. ``--update`` rewrites that file. ``--quick``
+compiles of each kernel only what takes the most registers on one of the targets.
 """
 
 from __future__ import annotations
@@ -107,15 +108,43 @@ def _job(job: tuple[int, str]) -> Figures | str:
         return f"{type(error).__name__}: {str(error)[-400:]}"
 
 
+def nearest_to_spilling(targets: Sequence[str], figures: dict[str, Any]) -> set[str]:
+    """Of each kernel the variant with the most registers on each target, and all that is new.
+
+    Args:
+        targets: names in `TARGETS`.
+        figures: those of a baseline; a variant that it lacks is new.
+    """
+    chosen: dict[Any, tuple[int, str]] = {}
+    new = set()
+    for target in targets:
+        for variant in variants(target):
+            known = figures.get(variant.name, {}).get(target)
+            if known is None:
+                new.add(variant.name)
+            else:
+                key = (target, variant.code)
+                found = (known["registers"], variant.name)
+                chosen[key] = max(found, chosen.get(key, found))
+    return new | {name for _, name in chosen.values()}
+
+
 def collect(
-    targets: Sequence[str], only: str = "", jobs: int = 1
+    targets: Sequence[str],
+    only: str = "",
+    jobs: int = 1,
+    quick: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, Figures | str]]:
-    """{variant: {target: figures or error}} of the variants whose name matches `only`."""
+    """{variant: {target: figures or error}} of the variants whose name matches `only`.
+
+    With the figures of a baseline as `quick`, only of those that `nearest_to_spilling` names.
+    """
+    near = None if quick is None else nearest_to_spilling(targets, quick)
     work = [
         (i, target)
         for target in targets
         for i, variant in enumerate(variants(target))
-        if re.search(only, variant.name)
+        if re.search(only, variant.name) and (near is None or variant.name in near)
     ]
     if jobs > 1:
         with multiprocessing.get_context("spawn").Pool(jobs) as pool:
@@ -183,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lipvae.kernels.aot", description=__doc__)
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="default: all")
     parser.add_argument("--only", default="", help="regular expression on the kernel's name")
+    parser.add_argument("--quick", action="store_true", help="of each kernel the costliest variant")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
@@ -196,14 +226,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if INTERPRETED.value:
         print("unset TRITON_INTERPRET: interpreted kernels cannot be compiled", file=sys.stderr)
         return 2
-    if options.update and (options.target or options.only):
-        print("--update rewrites all figures: leave out --target and --only", file=sys.stderr)
+    if options.update and (options.target or options.only or options.quick):
+        print("--update rewrites all figures: leave out --target, --only, --quick", file=sys.stderr)
         return 2
     targets = options.target or list(TARGETS)
-    table = collect(targets, options.only, options.jobs)
     baseline = None
     if BASELINE.exists() and not options.update:
         baseline = json.loads(BASELINE.read_text())
+    quick = (baseline or {"figures": {}})["figures"] if options.quick else None
+    table = collect(targets, options.only, options.jobs, quick)
     if baseline is not None and baseline["triton"] != triton.__version__:
         print(
             f"the baseline is of Triton {baseline['triton']}, this is {triton.__version__}: "
