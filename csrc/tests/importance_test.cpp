@@ -88,7 +88,8 @@ void check(const KernelTable& kernels, Family family, std::int64_t samples, std:
           expect(std::fabs(got - g * slope) <= bound, name + ": gradient");
         }
     }
-    expect(std::fabs(out[row] - sum) <= 8 * epsilon<T> * size, name + ": sum");
+    // Sums in float32 are carried on in doubles every few hundred terms.
+    expect(std::fabs(out[row] - sum) <= (sizeof(T) == 4 ? 2.5L : 5) * epsilon<T> * size, name + ": sum");
   }
   call.out = again.data();
   back.grad_parameters = grad_again.data();
