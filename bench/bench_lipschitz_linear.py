@@ -44,7 +44,11 @@ def steps_apart(weight: Tensor, bias: Tensor) -> list[nn.Module]:
             layer.weight.copy_(value)
             layer.bias.copy_(bias)
         layers.append(layer)
-    layers[1].threshold = layers[0].threshold
+    for layer, other in (layers, reversed(layers)):
+        # A layer keeps the tensor of its last thresholds: hand it on. Costs us a few microseconds.
+        layer.register_forward_hook(
+            lambda module, *_, to=other: setattr(to, "threshold", module.threshold)
+        )
     return layers
 
 
