@@ -174,6 +174,6 @@ def asin_small(x):
     z = x * x
     p = z * 0.0
     for i in tl.static_range(11):
-        n = 2.0 * (11 - i)
-        p = (p + 1.0) * z * ((n - 1.0) * (n - 1.0) / (n * (n + 1.0)))
+        # n = 22 - 2 i, spelt out: a name would hold the number in float32.
+        p = (p + 1.0) * z * ((21.0 - 2 * i) * (21.0 - 2 * i) / ((22.0 - 2 * i) * (23.0 - 2 * i)))
     return 4.0 * (x + x * p)

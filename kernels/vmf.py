@@ -104,7 +104,7 @@ def place_rows(
     x0, by_g, by_mu = _reflect(t, gg, gm, mm, mu0)
     x = by_g.to(tl.float32)[:, None] * g + by_mu.to(tl.float32)[:, None] * mu
     out = x_ptr + flat * dim
-    tl.store(out, x0, mask=valid)
+    tl.store(out, x0.to(tl.float32), mask=valid)
     tl.store(out[:, None] + 1 + column, x, mask=inside)
 
 
@@ -144,9 +144,10 @@ def sample_small(
         mu2 = tl.load(mu_ptr + 2, mask=valid, other=0.0).to(tl.float64)
         gg = g1 * g1 + g2 * g2
         x0, by_g, by_mu = _reflect(t, gg, g1 * mu1 + g2 * mu2, mu1 * mu1 + mu2 * mu2, mu0)
-        tl.store(out + 2, by_g * g2 + by_mu * mu2, mask=valid)
-    tl.store(out, x0, mask=valid)
-    tl.store(out + 1, by_g * g1 + by_mu * mu1, mask=valid)
+        tl.store(out + 2, (by_g * g2 + by_mu * mu2).to(tl.float32), mask=valid)
+    # By way of float32: the interpreter cannot turn float64 into bfloat16.
+    tl.store(out, x0.to(tl.float32), mask=valid)
+    tl.store(out + 1, (by_g * g1 + by_mu * mu1).to(tl.float32), mask=valid)
     tl.store(t_ptr + flat, t, mask=valid)
 
 
@@ -212,7 +213,7 @@ def vmf_forward(
     """Samples of vMF(loc[row], concentration[row]): one launch for m of 2 and 3, two above.
 
     Args:
-        loc: [rows, m], 2 <= m <= 16384, float32, float16 or bfloat16; used through its direction.
+        loc: [rows, m], 2 <= m <= 8192, float32, float16 or bfloat16; used through its direction.
         concentration: [rows], >= 0, the dtype of `loc`.
         samples: S.
         seed: int64 [1] on the device of `loc`.

@@ -86,7 +86,7 @@ def test_lipschitz_linear(
     unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 3.0, None)
     y, threshold, code = lipschitz_linear_forward(x, weight, bias, 3.0, group_size)
     grads = lipschitz_linear_backward(grad, x, weight, threshold, code, group_size)
-    wide = [t.double() for t in (x, weight, bias)]
+    wide = (x.double(), weight.double(), bias.double())
     assert_as_accurate("lipschitz_linear", unsorted, reference.lipschitz_linear(*wide, 3.0, None))
     grad_z = grad.double()
     if group_size is not None:
@@ -163,6 +163,31 @@ def test_bits_depend_on_the_row_alone(family: str) -> None:
         part = slice(i, i + 1)
         one = importance_linear_forward(hidden[2:3, part], weight, bias, target[part], family)
         assert torch.equal(one, whole[2:3, part])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [2, 3, 10, 200, 1000])
+def test_vmf(dim: int, dtype: torch.dtype) -> None:
+    from lipvae.kernels.vmf import vmf_angle, vmf_forward
+    from lipvae.ops.vmf_density import moments
+
+    loc = torch.nn.functional.normalize(torch.randn(6, dim), dim=-1).to("cuda", dtype)
+    kappa = torch.tensor([0, 1e-3, 0.8, 12, 100, 3e3]).to("cuda", dtype)
+    seed = torch.tensor([-5], device="cuda")
+    x, t = vmf_forward(loc, kappa, 50, seed, 2**32 - 100, False)
+    arguments = (loc.cpu().float(), kappa.cpu().float(), 50, seed.cpu(), 2**32 - 100, False)
+    truth, truth_t = reference.sample_vmf(*arguments)
+    # The device's logarithm may differ from the host's by a rounding, and so turn an attempt.
+    same = ((t.cpu() - truth_t).abs() <= 1e-11 * truth_t).float()
+    assert same.mean() >= 0.99
+    error = (x.cpu().float() - truth).abs().amax(-1) * same
+    assert error.max() <= max(1e-6, torch.finfo(dtype).eps / 2)
+    if dtype == torch.float32:
+        wide = kappa[1:].cpu().double()
+        complement = moments(wide, dim).complement
+        got = vmf_angle(truth_t[:, 1:].cuda(), wide.cuda(), complement.cuda(), dim)
+        angle = reference.angle_derivative(truth_t[:, 1:], wide, complement, dim)
+        assert torch.allclose(got.cpu(), angle, rtol=1e-11, atol=0)
 
 
 def captured(

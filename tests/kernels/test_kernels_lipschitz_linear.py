@@ -61,7 +61,7 @@ def test_against_truth(
     unsorted = y
     if group_size is not None:
         unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 1.3, None)
-    wide = [t.double() for t in (x, weight, bias)]
+    wide = (x.double(), weight.double(), bias.double())
     truth = reference.lipschitz_linear(*wide, 1.3, None)
     same = reference.lipschitz_linear(x, weight, bias, 1.3, None)
     assert_as_accurate("lipschitz_linear", unsorted, truth, same)

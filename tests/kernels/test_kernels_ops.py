@@ -12,13 +12,14 @@ from lipvae import reference
 from lipvae.functional import group_sort, lipschitz_linear, project_l1_ball
 from lipvae.kernels import _tuning
 from lipvae.kernels._lipschitz_products import tiles
+from lipvae.kernels._tuning import Tile
 from lipvae.ops.importance import importance
 from lipvae.ops.importance_linear import importance_linear
 
 
 def test_autograd_reaches_the_kernels() -> None:
     x, weight, bias = torch.randn(5, 12), torch.randn(16, 12), torch.randn(16)
-    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    inputs = (x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
     grad = torch.randn(5, 16)
 
     def run() -> tuple[torch.Tensor, ...]:
@@ -98,7 +99,7 @@ class TestTiles:
     ) -> None:
         monkeypatch.setattr(_tuning, "_measured", {})
         found = tiles("forward", "half", "hopper")
-        launched = []
+        launched: list[Tile] = []
         monkeypatch.delenv("LIPVAE_TRITON_AUTOTUNE", raising=False)
         assert _tuning.pick("key", found, launched.append) == found[0]
         assert not launched
