@@ -121,6 +121,12 @@ def _stirling_remainder(nu: float) -> float:
     )
 
 
+def _each_times(rows: Tensor, table: Tensor) -> Tensor:
+    """rows @ table with a product for each row: one for all may round a row by its place."""
+    batch = table.expand(*rows.shape[:-1], *table.shape)
+    return (rows.unsqueeze(-2) @ batch).squeeze(-2)
+
+
 def _series(kappa: Tensor, dim: int) -> Moments:
     half = 0.5 * dim
     x = 0.25 * kappa * kappa
@@ -131,7 +137,7 @@ def _series(kappa: Tensor, dim: int) -> Moments:
     ratio[..., 0] = 1 / (2 * half * (half + 1))
     sigma = torch.cumprod(ratio, -1)
     weights = [torch.ones_like(k), k, k * (2 * k - 1), 2 * k * (2 * k - 1) * (2 * k - 2)]
-    tail = sigma @ torch.stack(weights, -1)
+    tail = _each_times(sigma, torch.stack(weights, -1))
     first = 1 / half
     excess = x * (first + x * tail[..., 0])
     value = 1 + excess
@@ -160,7 +166,7 @@ def _debye(kappa: Tensor, dim: int) -> Moments:
     powers = torch.cumprod(torch.stack([torch.ones_like(q)] + [q] * (_DEBYE_TERMS + 1), -1), -1)
     inverse = torch.cumprod((1 / r).unsqueeze(-1).expand(*r.shape, _DEBYE_TERMS), -1)
     table = _debye_table().to(kappa.device)
-    by_order = (powers @ table).unflatten(-1, (4, _DEBYE_TERMS))
+    by_order = _each_times(powers, table).unflatten(-1, (4, _DEBYE_TERMS))
     s0, s1, s2, s3 = torch.einsum("...fk,...k->f...", by_order, inverse).unbind(0)
 
     # I_nu ~ exp(r) (kappa / (nu + r))^nu (2 pi r)^(-1/2) exp(S).
