@@ -11,7 +11,7 @@ import torch  # noqa: F401  (first: lipvae._C shares its OpenMP runtime)
 from lipvae import functional, likelihoods, nn
 from lipvae._backend import backend
 from lipvae._backend import warn_without_extension as _warn_without_extension
-from lipvae.models import VAE, BayesianVAE, Ensemble, LipschitzVAE
+from lipvae.models import VAE, BayesianVAE, Ensemble, HypersphericalVAE, LipschitzVAE
 from lipvae.persistence import load, save
 from lipvae.scoring import Scorer
 from lipvae.training import DivergenceError, History, fit
@@ -24,6 +24,7 @@ __all__ = [
     "DivergenceError",
     "Ensemble",
     "History",
+    "HypersphericalVAE",
     "LipschitzVAE",
     "Scorer",
     "backend",

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lipvae import ops
 from lipvae._workers import for_each
-from lipvae.models import VAE
+from lipvae.models import VAE, HypersphericalVAE
+from lipvae.models.posterior import Streams
 from lipvae.noise import standard_normal
 from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
 
@@ -63,6 +64,35 @@ class NoiseTiles:
             yield tile
 
 
+class StreamTiles:
+    """The streams of samples 0 to K - 1 of a von Mises-Fisher posterior, shared by all inputs.
+
+    Args:
+        num_samples: K.
+        seed: of the streams.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self._seed = (seed + 2**63) % 2**64 - 2**63  # its 64 bits
+
+    def on(self, device: torch.device) -> Iterator[Streams]:
+        """Yields the tiles."""
+        seed = torch.tensor([self._seed], device=device)
+        for start in range(0, self.num_samples, TILE):
+            yield Streams(seed, min(TILE, self.num_samples - start), start, shared=True)
+
+
+Noise = NoiseTiles | StreamTiles
+
+
+def noise_of(model: VAE, num_samples: int, seed: int) -> Noise:
+    """The noise of K samples, as the model's posterior takes it."""
+    if isinstance(model, HypersphericalVAE):
+        return StreamTiles(num_samples, seed)
+    return NoiseTiles(num_samples, seed, model.latent_dim)
+
+
 class ImportancePass:
     """Encodes, samples, decodes and reduces.
 
@@ -71,7 +101,7 @@ class ImportancePass:
         noise: of the K samples.
     """
 
-    def __init__(self, model: VAE, noise: NoiseTiles) -> None:
+    def __init__(self, model: VAE, noise: Noise) -> None:
         self._model = model
         self._noise = noise
         self._head = model.decoder_head()

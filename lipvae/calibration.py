@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipvae.models import VAE, NormalPosterior
+from lipvae.models import VAE, NormalPosterior, VonMisesFisherPosterior
 from lipvae.persistence import StrPath, read_archive, select, write_archive
 
-POSTERIORS: dict[str, type[Any]] = {"NormalPosterior": NormalPosterior}
+POSTERIORS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (NormalPosterior, VonMisesFisherPosterior)
+}
 
 
 def fingerprint(model: VAE) -> str:

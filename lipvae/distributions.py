@@ -50,7 +50,7 @@ class _Concentration(constraints.Constraint):
 concentration_constraint = _Concentration()
 
 
-def _versine(x: Tensor, y: Tensor) -> Tensor:
+def versine(x: Tensor, y: Tensor) -> Tensor:
     """1 - cos of the angle between the last dimensions, with the digits that x . y would lose."""
     norm_x = torch.linalg.vector_norm(x, dim=-1)
     norm_y = torch.linalg.vector_norm(y, dim=-1)
@@ -182,7 +182,7 @@ class VonMisesFisher(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         at_mode = self._moment("deficit") - log_area(self.dim)
-        return at_mode - self.concentration * _versine(value, self.loc)
+        return at_mode - self.concentration * versine(value, self.loc)
 
     def entropy(self) -> Tensor:
         """Differential entropy with respect to the area of the sphere, [...]."""
@@ -293,7 +293,7 @@ def _kl_vmf_vmf(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
     r"""KL_u(p) - KL_u(q) + kappa_q [(1 - A_p) - (1 - A_q) + A_p (1 - mu_p . mu_q)]."""
     _same_sphere(p, q)
     shift = p._moment("complement") - q._moment("complement")
-    turn = p._moment("mean") * _versine(p.loc, q.loc)
+    turn = p._moment("mean") * versine(p.loc, q.loc)
     return p._moment("kl") - q._moment("kl") + q.concentration * (shift + turn)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipvae import scores as definitions
-from lipvae._importance_pass import ImportancePass, NoiseTiles
+from lipvae._importance_pass import ImportancePass, Noise, noise_of
 from lipvae._validate import check_count, check_unit_interval, describe
 from lipvae.batches import Images, as_input, checked, generator
 from lipvae.calibration import Calibration, fingerprint
@@ -127,7 +127,7 @@ class Scorer:
             draws=self.num_draws if isinstance(model, Ensemble | BayesianVAE) else 0,
             calibrated=calibration is not None,
         )
-        self._noise: dict[int, NoiseTiles] = {}
+        self._noise: dict[tuple[str, int], Noise] = {}
         self._drawn: tuple[object, Ensemble] | None = None
         self.calibration = calibration
 
@@ -258,10 +258,10 @@ class Scorer:
         return self.model
 
     def _pass(self, model: VAE) -> ImportancePass:
-        m = model.latent_dim
-        if m not in self._noise:
-            self._noise[m] = NoiseTiles(self.num_samples, self.seed, m)
-        return ImportancePass(model, self._noise[m])
+        key = (model.posterior_family, model.latent_dim)
+        if key not in self._noise:
+            self._noise[key] = noise_of(model, self.num_samples, self.seed)
+        return ImportancePass(model, self._noise[key])
 
     def _members(self) -> Ensemble:
         """The models theta_s; those of a Bayesian model are drawn anew when its weights change."""

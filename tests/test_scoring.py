@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lipvae
+import lipvae.distributions
 from lipvae import _importance_pass, reference
-from lipvae._importance_pass import ImportancePass, NoiseTiles
+from lipvae._importance_pass import ImportancePass, noise_of
 from lipvae._workers import for_each
-from lipvae.models import VAE, LipschitzVAE
+from lipvae.models import VAE, HypersphericalVAE, LipschitzVAE
 from lipvae.noise import standard_normal
 from lipvae.scores import SCORES
 from lipvae.scoring import Scorer
@@ -32,6 +33,8 @@ MODELS = {
     "conv-lipschitz": lambda: LipschitzVAE(SHAPE, 3, "conv", (8, 16)),
     "gaussian": lambda: VAE(SHAPE, 3, "fc", (32,), "gaussian"),
     "categorical256": lambda: VAE((1, 3, 3), 3, "fc", (16,), "categorical256"),
+    "sphere": lambda: HypersphericalVAE(SHAPE, 3, "fc", (32, 32)),
+    "conv-sphere": lambda: HypersphericalVAE(SHAPE, 12, "conv", (8, 16)),
     "wide": lambda: VAE((1, 28, 28), 10, "fc", (300, 200)),
 }
 
@@ -64,6 +67,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def eager(model: VAE, x: Tensor, num_samples: int, seed: int) -> dict[str, Tensor]:
     """The statistics by a plain pipeline that holds [K, B, D] in memory."""
+    if isinstance(model, HypersphericalVAE):
+        return eager_on_the_sphere(model, x, num_samples, seed)
     with torch.no_grad():
         posterior = model.encode(x)
         noise = standard_normal(seed, num_samples, model.latent_dim).unsqueeze(1).to(x.dtype)
@@ -72,6 +77,21 @@ def eager(model: VAE, x: Tensor, num_samples: int, seed: int) -> dict[str, Tenso
         normal = torch.distributions.Normal
         prior = normal(0.0, 1.0).log_prob(z).sum(-1)
         log_posterior = normal(posterior.loc, posterior.scale).log_prob(z).sum(-1)
+    return reference.importance_statistics(ll, prior, log_posterior)
+
+
+def eager_on_the_sphere(
+    model: HypersphericalVAE, x: Tensor, num_samples: int, seed: int
+) -> dict[str, Tensor]:
+    with torch.no_grad():
+        posterior = model.encode(x)
+        q = lipvae.distributions.VonMisesFisher(posterior.loc, posterior.concentration)
+        z, _ = reference.sample_vmf(
+            q.loc, q.concentration, num_samples, torch.tensor([seed]), shared=True
+        )
+        ll = reference.importance(model.decode(z), x.flatten(1), model.likelihood.name)
+        prior = lipvae.distributions.HypersphericalUniform(model.latent_dim).log_prob(z)
+        log_posterior = q.log_prob(z)
     return reference.importance_statistics(ll, prior, log_posterior)
 
 
@@ -204,15 +224,15 @@ def test_noise_beyond_the_budget_is_drawn_again(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_importance_pass, "NOISE_BUDGET", 8 * 128 * 3)
     scorer = Scorer(model, num_samples=300)
     assert same(scorer(x), expected)
-    assert len(scorer._noise[model.latent_dim]._tiles) == 1
+    assert len(scorer._noise[model.posterior_family, model.latent_dim]._tiles) == 1
 
 
-@pytest.mark.parametrize("name", ["fc", "conv-lipschitz"])
+@pytest.mark.parametrize("name", ["fc", "conv-lipschitz", "conv-sphere"])
 def test_blocks_of_an_accelerator(name: str) -> None:
     # The path of an accelerator, on the CPU: padded blocks.
     model = make(name)
     x = images(model, 5)
-    samples = ImportancePass(model, NoiseTiles(150, 0, 3))
+    samples = ImportancePass(model, noise_of(model, 150, 0))
     with torch.inference_mode():
         whole = samples._block(x, 8, alone=False)
         alone = samples._block(x, 8, alone=True)

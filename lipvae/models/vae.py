@@ -74,11 +74,14 @@ class VAE(nn.Module):
             "likelihood": likelihood,
         }
         self.trunk = self._make_trunk()
-        self.loc, self.log_variance = self._make_heads()
+        self._add_heads()
         self.decoder = self._make_decoder()
 
     def _make_trunk(self) -> nn.Sequential:
         return networks.relu_trunk(self.architecture, self.input_shape, self.hidden)
+
+    def _add_heads(self) -> None:
+        self.loc, self.log_variance = self._make_heads()
 
     def _make_heads(self) -> tuple[nn.Module, nn.Module]:
         width = self.hidden[-1]
@@ -206,8 +209,8 @@ class VAE(nn.Module):
 
     def draw_noise(
         self, num_samples: int, batch: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Standard normal noise [K, B, m] for the posterior's `rsample`.
+    ) -> Any:
+        """Noise for the posterior's `rsample`, here standard normal [K, B, m].
 
         It is drawn where `generator` lives, so that a CPU generator gives the same noise to
         models on any device.
@@ -218,12 +221,12 @@ class VAE(nn.Module):
         noise = torch.randn(shape, generator=generator, device=device, dtype=like.dtype)
         return noise.to(like.device)
 
-    def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def elbo_terms(self, x: Tensor, noise: Any) -> tuple[Tensor, Tensor]:
         """The two terms of the evidence lower bound.
 
         Args:
             x: [B, C, H, W] in [0, 1].
-            noise: [K, B, m] of :meth:`draw_noise`.
+            noise: of :meth:`draw_noise`.
 
         Returns:
             Mean over the samples of log p(x | z), and KL(q(z | x) || p(z)): [B] each, in nats,
@@ -254,6 +257,10 @@ class VAE(nn.Module):
         """:meth:`elbo` with one sample."""
         return self.elbo(x)
 
+    def _draw_prior(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """z ~ p(z), [n, m]."""
+        return self.draw_noise(1, n, generator)[0]
+
     @torch.no_grad()
     def sample(
         self, n: int, generator: torch.Generator | None = None, *, mean: bool = True
@@ -268,7 +275,7 @@ class VAE(nn.Module):
         Returns:
             [n, C, H, W].
         """
-        parameters = self.decode(self.draw_noise(1, check_count("n", n), generator)[0])
+        parameters = self.decode(self._draw_prior(check_count("n", n), generator))
         if mean:
             x = self.likelihood.mean(parameters)
         else:
