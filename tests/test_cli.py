@@ -146,12 +146,28 @@ def test_fit_takes_files_and_a_vanilla_model(tmp_path: Path, images: np.ndarray)
     assert loaded.likelihood.name == "gaussian"
 
 
+def test_fit_and_score_on_a_sphere(tmp_path: Path, images: np.ndarray) -> None:
+    np.save(tmp_path / "x.npy", images)
+    run(
+        "fit", tmp_path / "x.npy", "-o", tmp_path / "m", "--epochs", 1, "--hidden", "16",
+        "--model", "hyperspherical", "--latent-dim", 3, "-q",
+    )  # fmt: skip
+    loaded = lipvae.load(tmp_path / "m" / "model.safetensors")
+    assert isinstance(loaded, lipvae.HypersphericalVAE)
+    assert loaded.latent_dim == 3
+    found = rows(run("score", tmp_path / "m", tmp_path / "x.npy", "--num-samples", 8).stdout)
+    truth = lipvae.Scorer(loaded, num_samples=8)(torch.from_numpy(images).float() / 255)
+    for name, score in truth.items():
+        assert [float(row[name]) for row in found] == pytest.approx(score.tolist(), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "huge"], "--model must be one of lipschitz, vanilla, bayesian, got 'huge'"),
+        (["--model", "huge"], "--model must be one of lipschitz, hyperspherical, vanilla"),
         (["--hidden", "a,b"], "--hidden must be numbers"),
         (["--model", "vanilla", "--lipschitz", "3"], "--lipschitz is for --model lipschitz"),
+        (["--model", "hyperspherical", "--latent-dim", "1"], "latent_dim must be at least 2"),
         (["--architecture", "rnn"], "architecture must be one of"),
         (["--likelihood", "poisson"], "likelihood must be one of"),
         (["--schedule", "step"], "--schedule must be one of constant, cosine"),

@@ -13,11 +13,13 @@ import lipvae
 from lipvae import data as sets
 from lipvae.cli import _common as common
 from lipvae.inputs import open_inputs, read_all
-from lipvae.models import VAE, BayesianVAE, LipschitzVAE
+from lipvae.models import VAE, BayesianVAE, HypersphericalVAE, LipschitzVAE
 from lipvae.training import History
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 HISTORY_FILE = "history.json"
+
+_PLAIN = {"hyperspherical": HypersphericalVAE, "vanilla": VAE, "bayesian": BayesianVAE}
 
 _MODEL = "Model"
 _TRAINING = "Training"
@@ -35,11 +37,19 @@ def fit(
     model: Annotated[
         str,
         typer.Option(
-            help="lipschitz (compact latent space), vanilla or bayesian (random weights).",
+            help="lipschitz (compact latent space), hyperspherical (a sphere), vanilla or bayesian "
+            "(random weights).",
             rich_help_panel=_MODEL,
         ),
     ] = "lipschitz",
-    latent_dim: Annotated[int, typer.Option(min=1, rich_help_panel=_MODEL)] = 10,
+    latent_dim: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Dimensions of z; hyperspherical: of the space around the sphere.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = 10,
     architecture: Annotated[
         str, typer.Option(help="conv, fc, or auto: conv where it fits.", rich_help_panel=_MODEL)
     ] = "auto",
@@ -175,7 +185,7 @@ def _build(
     lipschitz: float | None,
     seed: int,
 ) -> VAE:
-    _choice("--model", kind, ("lipschitz", "vanilla", "bayesian"))
+    _choice("--model", kind, ("lipschitz", *_PLAIN))
     if architecture == "auto":
         architecture = "conv" if min(shape[1:]) >= 16 else "fc"
     widths = None
@@ -189,8 +199,7 @@ def _build(
     # Initialisation draws from the global generator, which no one else uses in this process.
     torch.manual_seed(seed)
     if kind != "lipschitz":
-        plain = VAE if kind == "vanilla" else BayesianVAE
-        return plain(shape, latent_dim, architecture, widths, likelihood)
+        return _PLAIN[kind](shape, latent_dim, architecture, widths, likelihood)
     return LipschitzVAE(shape, latent_dim, architecture, widths, likelihood, lipschitz)
 
 
