@@ -76,7 +76,7 @@ def fashion_recipe(count: int = 2000) -> Recipe:
     first = slice(0, count)
     return Recipe(
         model=lambda: LipschitzVAE((1, 28, 28), 10, "conv"),
-        epochs=5,
+        epochs=3,
         threads=None,
         train=sets.load("fashion-mnist", "train"),
         inliers=("Fashion-MNIST (test)", sets.load("fashion-mnist", "test").take(first).float()),
