@@ -131,6 +131,33 @@ def test_a_set_that_cannot_be_had_is_said_so(tmp_path, monkeypatch) -> None:
     assert "Not run: cifar10 could not be fetched" in written.markdown.read_text()
 
 
+def test_sets_cut_to_some_classes(monkeypatch) -> None:
+    images = Images()
+    whole, two = lipvae.data.load("digits", "train"), images.train("digits-01")
+    assert torch.equal(two.images, whole.images[whole.labels < 2])
+    rest = images.test("digits-23456789", None, "digits-01")
+    assert len(rest) + len(images.test("digits-10", None, "digits")) == 445
+    assert images.count("digits-23456789", "test") == len(rest)
+    assert images.shape("digits-01") == (1, 8, 8)
+    assert images.train_count("digits-01") == pytest.approx(len(two), rel=0.05)
+    assert parse_pairs("digits-01:digits-2", ())[0].title == (
+        "digits, classes 0 and 1 vs digits, class 2"
+    )
+    assert (FULL.epochs("mnist-01"), FULL.epochs("mnist")) == (FULL.toy_epochs, FULL.grey_epochs)
+    for text in (
+        "digits-00:digits-2",
+        "digits-01:digits-01",
+        "near-black-0:digits",
+        "mnist-:mnist",
+    ):
+        with pytest.raises(ValueError, match="pairs must be all, paper"):
+            parse_pairs(text, ())
+    unlabelled = replace(whole, labels=None)
+    monkeypatch.setattr(lipvae.data, "load", lambda *_, **__: unlabelled)
+    reason = Images().obstacle("kmnist-3", "train")
+    assert reason == "kmnist-3 could not be fetched: no source gives labels"
+
+
 # Tasks.
 
 
@@ -208,7 +235,9 @@ def test_every_figure_of_the_paper_has_a_row() -> None:
 
 
 def test_scores_have_one_group_each() -> None:
-    listed = [name for names in runner.GROUPS.values() for name in names]
+    assert set(runner.GROUPS["statistics"]) < set(runner.GROUPS["single"])
+    groups = {group: names for group, names in runner.GROUPS.items() if group != "statistics"}
+    listed = [name for names in groups.values() for name in names]
     assert sorted(listed) == sorted(lipvae.scores.SCORES)
     assert len(set(listed)) == len(listed)
 

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from lipvae import data
 from lipvae.data import DataUnavailableError, ImageSet
 from lipvae.data.registry import BUILT_IN, REGISTRY, Split
+from lipvae.experiments import subsets
 
 Shape = tuple[int, int, int]
 
@@ -65,16 +66,27 @@ class Images:
     @staticmethod
     def shape(name: str) -> Shape:
         """(C, H, W) of a data set."""
+        name = subsets.whole(name)
         return REGISTRY[name].shape if name in REGISTRY else BUILT_IN[name].shape
 
     @staticmethod
     def train_count(name: str) -> int:
-        """Training images of a data set."""
-        return (REGISTRY[name] if name in REGISTRY else BUILT_IN[name]).counts["train"]
+        """Training images of a data set; of one cut to some classes, about as many."""
+        name, classes = subsets.parse(name)
+        count = (REGISTRY[name] if name in REGISTRY else BUILT_IN[name]).counts["train"]
+        return count * len(classes) // 10 if classes else count
+
+    def count(self, name: str, split: Split) -> int | None:
+        """Images of a split; None where it cannot be had."""
+        found = self._load(name, split)
+        return len(found) if isinstance(found, ImageSet) else None
 
     def _load(
         self, name: str, split: Split, shape: Shape | None = None
     ) -> ImageSet | DataUnavailableError:
+        base, classes = subsets.parse(name)
+        if classes:
+            return self._cut(name, self._load(base, split), classes)
         made = name in BUILT_IN and not BUILT_IN[name].counts
         key = (name, split, shape if made else None)
         if key not in self._loaded:
@@ -85,6 +97,18 @@ class Images:
                     self._loaded[key] = data.load(name, split, root=self._root)
             except DataUnavailableError as error:
                 self._loaded[key] = error
+        return self._loaded[key]
+
+    def _cut(
+        self, name: str, found: ImageSet | DataUnavailableError, classes: tuple[int, ...]
+    ) -> ImageSet | DataUnavailableError:
+        if isinstance(found, DataUnavailableError):
+            return found
+        if found.labels is None:
+            return DataUnavailableError(name, ["labels"], [], "It comes without labels.")
+        key = (name, found.split, None)
+        if key not in self._loaded:
+            self._loaded[key] = found.select(classes)
         return self._loaded[key]
 
     def obstacle(self, name: str, split: Split) -> str | None:
@@ -112,7 +136,7 @@ class Images:
         """Test images for a model of `like`: float32 [N, C, H, W] in [0, 1].
 
         Args:
-            name: the set.
+            name: the set, or one cut to some classes: ``mnist-01``.
             count: how many, a random choice that is always the same; None for all in order.
             like: the set whose shape they take.
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from lipvae.data import NAMES
 from lipvae.data.registry import REGISTRY
+from lipvae.experiments import subsets
 from lipvae.scores.regret import RegretSettings
 
 COLOUR = ("cifar10", "svhn")
 # Sets with a training split of their own.
-LEARNT = (*REGISTRY, "digits")
+LEARNT = subsets.LABELLED
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Pair:
     def title(self) -> str:
         """As tables write it."""
         lifted = self.inliers in COLOUR and self.outliers not in COLOUR
-        return f"{self.inliers} vs {self.outliers}{' (lifted to colour)' if lifted else ''}"
+        names = f"{subsets.title(self.inliers)} vs {subsets.title(self.outliers)}"
+        return f"{names}{' (lifted to colour)' if lifted else ''}"
 
 
 PAPER_PAIRS = (
@@ -51,7 +53,8 @@ def parse_pairs(text: str | None, default: Sequence[Pair]) -> tuple[Pair, ...]:
     """The pairs of an option.
 
     Args:
-        text: "all", "paper", or INLIERS:OUTLIERS joined by commas; None for the default.
+        text: "all", "paper", or INLIERS:OUTLIERS joined by commas; None for the default. A set
+            may be cut to some classes: "mnist-01:mnist-23456789".
         default: where `text` is None.
 
     Raises:
@@ -70,14 +73,15 @@ def parse_pairs(text: str | None, default: Sequence[Pair]) -> tuple[Pair, ...]:
     pairs = []
     for part in text.split(","):
         inliers, colon, outliers = part.strip().partition(":")
-        if not colon or inliers not in LEARNT or outliers not in NAMES or inliers == outliers:
+        learnt, other = subsets.whole(inliers), subsets.whole(outliers)
+        if not colon or learnt not in LEARNT or other not in NAMES or inliers == outliers:
             raise ValueError(
                 "pairs must be all, paper, or INLIERS:OUTLIERS joined by commas, with inliers "
                 f"among {', '.join(LEARNT)} and outliers among {', '.join(NAMES)}; got {part!r}"
             )
-        if inliers == "digits" and outliers in REGISTRY:
+        if learnt == "digits" and other in REGISTRY:
             raise ValueError(f"pairs must not have outliers larger than 8x8 digits, got {part!r}")
-        if inliers not in COLOUR and outliers in COLOUR:
+        if learnt not in COLOUR and other in COLOUR:
             raise ValueError(f"pairs must not have colour outliers of grey inliers, got {part!r}")
         pairs.append(Pair(inliers, outliers))
     return tuple(dict.fromkeys(pairs))
@@ -135,8 +139,10 @@ class Budget:
         name: "quick" or "full".
         grey_epochs: passes over grey training images.
         colour_epochs: passes over colour training images.
+        toy_epochs: passes over training images of a few classes.
         images: of each test set that are scored, a fixed random choice; None for all.
         num_samples: K of the scores of one model.
+        toy_samples: K on the sphere of Table 1, 10 in the paper.
         num_draws: S, models of the ensemble.
         draw_samples: K of each of them.
         calibration_images: training images for the scores that need some.
@@ -147,8 +153,10 @@ class Budget:
     name: str
     grey_epochs: int
     colour_epochs: int
+    toy_epochs: int
     images: int | None
     num_samples: int
+    toy_samples: int
     num_draws: int
     draw_samples: int
     calibration_images: int
@@ -157,7 +165,10 @@ class Budget:
 
     def epochs(self, inliers: str) -> int:
         """Passes over the training images of a data set."""
-        return self.colour_epochs if inliers in COLOUR else self.grey_epochs
+        base, classes = subsets.parse(inliers)
+        if classes:
+            return self.toy_epochs
+        return self.colour_epochs if base in COLOUR else self.grey_epochs
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -167,14 +178,14 @@ class Budget:
         """With what the command line sets itself."""
         changed: dict[str, Any] = {}
         if epochs is not None:
-            changed |= {"grey_epochs": epochs, "colour_epochs": epochs}
+            changed |= {"grey_epochs": epochs, "colour_epochs": epochs, "toy_epochs": epochs}
         if images is not None:
             changed |= {
                 "images": images,
                 "regret_images": min(images, self.regret_images),
             }
         if num_samples is not None:
-            changed["num_samples"] = num_samples
+            changed |= {"num_samples": num_samples, "toy_samples": num_samples}
         return replace(self, **changed) if changed else self
 
 
@@ -183,8 +194,10 @@ QUICK = Budget(
     name="quick",
     grey_epochs=3,
     colour_epochs=1,
+    toy_epochs=10,
     images=1000,
     num_samples=64,
+    toy_samples=10,
     num_draws=8,
     draw_samples=16,
     calibration_images=500,
@@ -195,8 +208,10 @@ FULL = Budget(
     name="full",
     grey_epochs=10,
     colour_epochs=20,
+    toy_epochs=30,
     images=5000,
     num_samples=128,
+    toy_samples=10,
     num_draws=10,
     draw_samples=32,
     calibration_images=1000,
