@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 import lipvae
-from lipvae.experiments import compactness, figure2, figure3, store, table2
+from lipvae.experiments import compactness, figure2, figure3, store, table1, table2
 from lipvae.experiments.plots import have_matplotlib
 from lipvae.experiments.runner import Runner
 from lipvae.experiments.settings import Pair
 from lipvae.experiments.tasks import Task
 
 EXPERIMENTS: dict[str, ModuleType] = {
-    module.NAME: module for module in (table2, figure2, figure3, compactness)
+    module.NAME: module for module in (table1, table2, figure2, figure3, compactness)
 }
 
 

@@ -117,6 +117,12 @@ class ModelSpec:
 
 VANILLA = ModelSpec("vanilla", "VAE", "VAE")
 LIPSCHITZ = ModelSpec("lipschitz", "Lipschitz VAE", "LipschitzVAE")
+SPHERE = ModelSpec(
+    "sphere-m=3",
+    "Hyperspherical VAE, m = 3",
+    "HypersphericalVAE",
+    {"latent_dim": 3, "architecture": "fc"},
+)
 BAYESIAN = ModelSpec("bayesian", "Bayesian VAE", "BayesianVAE", training={"warmup": 1})
 
 
