@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from dataclasses import replace
@@ -23,6 +24,8 @@ from lipvae.experiments import (
     Pair,
     Runner,
     compactness,
+    dimensions,
+    figure1,
     figure2,
     figure3,
     paper,
@@ -51,6 +54,9 @@ TINY = replace(
     calibration_images=10,
     regret_images=6,
     regret=replace(QUICK.regret, steps=3),
+)
+SMALL_SPHERE = replace(
+    settings.SPHERE, options={"latent_dim": 3, "hidden": (16,), "architecture": "fc"}
 )
 
 
@@ -392,6 +398,76 @@ def test_figure_2_on_digits(tmp_path) -> None:
     assert written.figure.read_bytes().startswith(b"\x89PNG")
 
 
+def test_figure_1_on_digits(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(figure1, "SPHERE", SMALL_SPHERE)
+    pairs = [Pair("digits-01", "digits-23456789"), Pair("digits-01", "photo-patches")]
+    run = Runner(tmp_path, replace(TINY, toy_epochs=1), Images())
+    written = reproduce("figure1", run, [0], pairs)
+    result = json.loads(written.json.read_text())
+    (sphere,) = result["spheres"]
+    # The density integrates to 1 over the sphere.
+    colatitude = (torch.arange(figure1.LATITUDES) + 0.5) * math.pi / figure1.LATITUDES
+    area = colatitude.sin() * (math.pi / figure1.LATITUDES) * (2 * math.pi / figure1.LONGITUDES)
+    density = torch.tensor(sphere["log_density"]).view(figure1.LATITUDES, -1).exp()
+    assert float((density.sum(1) * area).sum()) == pytest.approx(1, rel=2e-3)
+    assert list(sphere["sets"]) == ["digits-01", "digits-23456789", "photo-patches"]
+    model = run.model(SMALL_SPHERE, "digits-01", 0)
+    x = run.images.test("digits-01", figure1.POINTS, "digits-01")
+    with torch.no_grad():
+        loc = model.encode(x).loc
+    found = torch.tensor(sphere["sets"]["digits-01"]["points"])
+    torch.testing.assert_close(found, loc, atol=1e-4, rtol=0)
+    assert written.figure.read_bytes().startswith(b"\x89PNG")
+    # The page holds the same points, and needs nothing from elsewhere.
+    text = written.page.read_text()
+    assert "://" not in text
+    assert "src=" not in text
+    content = text.partition('type="application/json">')[2].partition("</script>")[0]
+    shown = json.loads(content)["spheres"][0]
+    assert shown["sets"][0]["points"] == sphere["sets"]["digits-01"]["points"]
+    shades = base64.b64decode(shown["shades"])
+    assert len(shades) == figure1.LATITUDES * figure1.LONGITUDES
+    assert max(shades) == 255
+
+
+def test_cells_of_the_sphere() -> None:
+    cells = figure1._cells(figure1.grid())
+    assert torch.equal(cells, torch.arange(len(cells)))
+    corners = torch.tensor([[0.0, 0, 1], [0, 0, -1], [1, -1e-9, 0], [-1, 0, 0]])
+    assert int(figure1._cells(corners).max()) < figure1.LATITUDES * figure1.LONGITUDES
+
+
+def test_frames_are_right_handed() -> None:
+    import numpy as np
+
+    for towards in ((0.0, 0.0, 2.0), (0.3, -0.5, 0.1), (0.0, 0.0, 0.0)):
+        frame = figure1._frame(np.array(towards))
+        np.testing.assert_allclose(frame @ frame.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(frame) == pytest.approx(1)
+        assert frame[2] @ np.array(towards) == pytest.approx(np.linalg.norm(towards))
+
+
+def test_dimensions_on_digits(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(dimensions, "DIMENSIONS", (2, 10))
+    written = reproduce("dimensions", make(tmp_path), [0], [PAIR])
+    result = json.loads(written.json.read_text())
+    points = result["pairs"][0]["points"]
+    assert [(p["family"], p["m"]) for p in points] == [
+        (family, m) for m in (2, 10) for family in ("HypersphericalVAE", "VAE")
+    ]
+    assert all(p["kl"]["mean"] > 0 for p in points if p["family"] == "VAE")
+    assert all(0 <= p["scores"]["hole_indicator"]["auroc"]["mean"] <= 100 for p in points)
+    areas = result["log_areas"]
+    assert areas["3"] == pytest.approx(math.log(4 * math.pi))
+    assert max(areas, key=areas.get) == "7"  # and from there it falls
+    assert written.figure.read_bytes().startswith(b"\x89PNG")
+    # The plain model of ten dimensions is that of Table 2.
+    run = make(tmp_path)
+    plain = dimensions.specs(10)[1]
+    keys = [run.model_key(spec, "digits", 0) for spec in (plain, settings.VANILLA)]
+    assert keys[0] == keys[1]
+
+
 def test_densities() -> None:
     import numpy as np
 
@@ -476,6 +552,8 @@ def test_command_line_refuses_and_stops(tmp_path, monkeypatch) -> None:
     assert result.exit_code == 130
     assert set(EXPERIMENTS) == {
         "table1",
+        "figure1",
+        "dimensions",
         "table2",
         "figure2",
         "figure3",

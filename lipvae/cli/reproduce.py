@@ -64,6 +64,7 @@ def reproduce(
 
     **Examples**
 
+    - `lipvae reproduce table1`
     - `lipvae reproduce table2 --quick`
     - `lipvae reproduce all --seeds 5 --out results`
     - `lipvae reproduce figure3 --pairs fashion-mnist:mnist`
@@ -93,7 +94,7 @@ def reproduce(
             again = f"{command} --out {shlex.quote(str(out))}"
             common.console(stderr=True).print(f"stopped; go on by: {again}", markup=False)
             raise typer.Exit(130) from None
-        for path in (written.json, written.markdown, written.figure):
+        for path in (written.json, written.markdown, written.figure, written.page):
             if path is not None:
                 console.print(str(path), soft_wrap=True, markup=False)
         if EXPERIMENTS[name].PLOTS and not have_matplotlib():

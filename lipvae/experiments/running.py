@@ -12,24 +12,35 @@ from typing import Any
 import torch
 
 import lipvae
-from lipvae.experiments import compactness, figure2, figure3, store, table1, table2
+from lipvae.experiments import (
+    compactness,
+    dimensions,
+    figure1,
+    figure2,
+    figure3,
+    store,
+    table1,
+    table2,
+)
 from lipvae.experiments.plots import have_matplotlib
 from lipvae.experiments.runner import Runner
 from lipvae.experiments.settings import Pair
 from lipvae.experiments.tasks import Task
 
 EXPERIMENTS: dict[str, ModuleType] = {
-    module.NAME: module for module in (table1, table2, figure2, figure3, compactness)
+    module.NAME: module
+    for module in (table1, figure1, dimensions, table2, figure2, figure3, compactness)
 }
 
 
 @dataclass(frozen=True)
 class Written:
-    """The files of an experiment; `figure` is None where none can be drawn."""
+    """The files of an experiment; `figure` and `page` are None where there is none."""
 
     json: Path
     markdown: Path
     figure: Path | None
+    page: Path | None
 
 
 def reproduce(
@@ -94,7 +105,7 @@ def write(
     pairs: Sequence[Pair],
     command: str,
 ) -> Written:
-    """Writes what is there: JSON, Markdown made from it, and the figure made from it."""
+    """Writes what is there: JSON, Markdown, figure and page made from it."""
     result: dict[str, Any] = {
         "experiment": experiment.NAME,
         "command": command,
@@ -113,7 +124,11 @@ def write(
     if experiment.PLOTS and have_matplotlib():
         figure_path = json_path.with_suffix(".png")
         experiment.plot(result, figure_path)
-    return Written(json_path, markdown_path, figure_path)
+    page_path = None
+    if hasattr(experiment, "page"):
+        page_path = json_path.with_suffix(".html")
+        store.write_text(page_path, experiment.page(result))
+    return Written(json_path, markdown_path, figure_path, page_path)
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:

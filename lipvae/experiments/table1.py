@@ -30,7 +30,6 @@ TWO, HELD_OUT = "mnist-01", "mnist-23456789"
 DEFAULT_PAIRS = (
     Pair(TWO, HELD_OUT),
     Pair(TWO, "fashion-mnist"),
-    Pair("mnist", "fashion-mnist"),
     Pair("fashion-mnist", "mnist"),
 )
 
