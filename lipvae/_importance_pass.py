@@ -21,6 +21,7 @@ from lipvae._workers import for_each
 from lipvae.models import VAE, HypersphericalVAE
 from lipvae.models.posterior import Streams
 from lipvae.noise import standard_normal
+from lipvae.refinement import antithetic_noise, refined
 from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
 
 # Samples decoded at once. The logits of 128 samples of 784 pixels (0.4 MB) stay in the cache, and
@@ -99,11 +100,16 @@ class ImportancePass:
     Args:
         model: in evaluation mode.
         noise: of the K samples.
+        refine: steps by which each input's mean moves before the samples are drawn,
+            :mod:`lipvae.refinement`.
+        seed: of the samples of those steps.
     """
 
-    def __init__(self, model: VAE, noise: Noise) -> None:
+    def __init__(self, model: VAE, noise: Noise, refine: int = 0, seed: int = 0) -> None:
         self._model = model
         self._noise = noise
+        self._refine = refine
+        self._steps_noise = antithetic_noise(seed, model.latent_dim) if refine else None
         self._head = model.decoder_head()
         self._dtype = next(model.parameters()).dtype
 
@@ -144,14 +150,20 @@ class ImportancePass:
         _each(blocks, work, alone)
         return _joined(found, len(x))[: len(x)]
 
-    def _encode(self, parts: list[Tensor], size: int) -> Any:
+    def _encode(self, parts: list[Tensor], size: int, refine: bool = False) -> Any:
+        found = [self._model._encode(part) for part in parts]
+        if refine and self._steps_noise is not None:
+            found = [
+                refined(self._model, q, part.flatten(1), self._steps_noise, self._refine)
+                for q, part in zip(found, parts, strict=True)
+            ]
         # In double from here on: rounding of z would enter the densities, not the samples.
-        return _joined([self._model._encode(part) for part in parts], size)
+        return _joined(found, size)
 
     def _block(self, x: Tensor, size: int, alone: bool) -> ImportanceStatistics:
         """The statistics of `size` images, of which the last repeats where `x` has fewer."""
         parts = _parts(x, size, alone)
-        posterior = self._encode(parts, size)
+        posterior = self._encode(parts, size, refine=True)
         targets = [part.flatten(1) for part in parts]
         accumulator = ImportanceAccumulator()
         for noise in self._noise.on(x.device):

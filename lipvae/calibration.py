@@ -36,6 +36,7 @@ class Calibration:
         posterior: q(z | x_r) of each, with parameters in double.
         num_samples: K of `entropy`.
         model: digest of the model's weights.
+        refine: steps of the posteriors that `entropy` comes from, see :class:`lipvae.Scorer`.
     """
 
     entropy: float
@@ -43,6 +44,7 @@ class Calibration:
     posterior: Any
     num_samples: int
     model: str
+    refine: int = 0
 
     def save(self, path: StrPath) -> None:
         """Writes the calibration to one file, beside the model's for instance.
@@ -66,6 +68,7 @@ class Calibration:
             "entropy": self.entropy,
             "num_samples": self.num_samples,
             "model": self.model,
+            "refine": self.refine,
             "posterior": kind,
         }
         write_archive(path, "calibration", tensors, content)
@@ -89,6 +92,7 @@ class Calibration:
                 posterior=posterior,
                 num_samples=int(content["num_samples"]),
                 model=str(content["model"]),
+                refine=int(content["refine"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} holds a damaged calibration: {error!r}") from error
