@@ -375,6 +375,23 @@ def test_evaluate(tmp_path: Path, model: Path) -> None:
     assert json.loads(alone.stdout) == content
 
 
+def test_refine(tmp_path: Path, model: Path) -> None:
+    x = data.load("digits", "test").images[:5].numpy()
+    np.save(tmp_path / "x.npy", x)
+    arguments = [tmp_path / "x.npy", "--num-samples", 16, "--scores", "elbo"]
+    plain = run("score", model, *arguments).stdout.splitlines()
+    steps = run("score", model, *arguments, "--refine", 2).stdout.splitlines()
+    likelier = [
+        float(b.split(",")[-1]) < float(a.split(",")[-1])
+        for a, b in zip(plain[1:], steps[1:], strict=True)
+    ]
+    assert sum(likelier) >= 4
+    result = run(
+        "evaluate", model, "-i", "digits", "-u", "near-black", "--limit", 10, "--refine", 1
+    )
+    assert "refine = 1" in result.stdout
+
+
 def test_bad_evaluations(model: Path) -> None:
     message = refused("evaluate", model, "-i", "digits", "-u", "digits:test")
     assert "must differ, got digits:test twice" in message

@@ -64,6 +64,15 @@ NumSamples = Annotated[
         min=1, help="Latent samples K of each image: more is steadier.", rich_help_panel="Scores"
     ),
 ]
+Refine = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Steps by which each image's latent mean goes up its own ELBO before it is sampled: "
+        "slower, and another score.",
+        rich_help_panel="Scores",
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option(
@@ -164,6 +173,7 @@ def make_scorer(
     seed: int,
     batch_size: int,
     training: str | None = None,
+    refine: int = 0,
 ) -> Scorer:
     """The scorer of the options.
 
@@ -174,12 +184,13 @@ def make_scorer(
         seed: of the noise.
         batch_size: the option --batch-size.
         training: the option --calibrate.
+        refine: the option --refine.
     """
     scores: list[str] | str | None = names
     if names is not None:
         scores = [name.strip() for name in names.split(",") if name.strip()]
         scores = ALL if scores == [ALL] else scores
-    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed}
+    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "refine": refine}
     options["batch_size"] = min(batch_size, 64)
     scorer = Scorer(model, scores, **options)
     if training is not None:

@@ -36,6 +36,7 @@ def evaluate(
     ] = None,
     scores: common.ScoreNames = None,
     num_samples: common.NumSamples = 128,
+    refine: common.Refine = 0,
     calibrate: common.CalibrationImages = None,
     split: common.Split = "test",
     resize: common.Resize = False,
@@ -55,7 +56,7 @@ def evaluate(
     - `lipvae evaluate model -i good.npy -u scratched/ -u near-black --json result.json`
     """
     loaded = common.load_model(model, device)
-    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate)
+    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate, refine)
     shape = loaded.input_shape
     inner = open_inputs(inliers, shape, split=split, resize=resize)
     outer = [open_inputs(spec, shape, split=split, resize=resize) for spec in outliers]
@@ -75,16 +76,18 @@ def evaluate(
         **describe(scorer),
         **found.to_dict(),
     }
+    title = f"{type(loaded).__name__}, K = {num_samples}"
+    title += f", refine = {refine}" if refine else ""
     if json_out is not None and str(json_out) == "-":
         typer.echo(json.dumps(content, indent=2))
     else:
         console = common.console()
-        console.print(metrics_table(found, f"{type(loaded).__name__}, K = {num_samples}"))
+        console.print(metrics_table(found, title))
         if json_out is not None:
             json_out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             console.print(f"numbers: {json_out}", soft_wrap=True)
     if plot is not None:
-        draw_histograms(found, plot, f"{type(loaded).__name__}, K = {num_samples}")
+        draw_histograms(found, plot, title)
         common.console(stderr=True).print(f"histograms: {plot}", soft_wrap=True)
 
 
@@ -95,4 +98,5 @@ def describe(scorer: Scorer) -> dict[str, Any]:
         "config": getattr(scorer.model, "config", None),
         "num_samples": scorer.num_samples,
         "seed": scorer.seed,
+        "refine": scorer.refine,
     }

@@ -28,6 +28,7 @@ def score(
     ] = None,
     scores: common.ScoreNames = None,
     num_samples: common.NumSamples = 128,
+    refine: common.Refine = 0,
     calibrate: common.CalibrationImages = None,
     split: common.Split = "test",
     resize: common.Resize = False,
@@ -48,7 +49,7 @@ def score(
     - `lipvae score model mnist:test | sort -t, -k3 -g | tail`
     """
     loaded = common.load_model(model, device)
-    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate)
+    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate, refine)
     shape = loaded.input_shape
     sources = [open_inputs(spec, shape, split=split, resize=resize) for spec in inputs]
     rows = 0
