@@ -26,22 +26,31 @@ class Row:
         score: key of `lipvae.scores.SCORES`.
         positive: the class that the paper takes as positive in AUPRC and FPR80.
         in_paper: whether the paper's Table 2 has such a row.
+        refined: whether each image's mean goes up its ELBO first, :mod:`lipvae.refinement`.
     """
 
     model: ModelSpec | None
     score: str
     positive: paper.Positive = "outliers"
     in_paper: bool = False
+    refined: bool = False
 
     @property
     def name(self) -> str:
         """Model and score."""
-        return f"{self.model.name if self.model else 'none'}/{self.score}"
+        name = f"{self.model.name if self.model else 'none'}/{self.score}"
+        return f"{name}/refined" if self.refined else name
 
     @property
     def title(self) -> str:
         """For tables."""
-        return f"{self.model.title if self.model else 'No model'}: {SCORES[self.score].title}"
+        title = f"{self.model.title if self.model else 'No model'}: {SCORES[self.score].title}"
+        return f"{title}, refined" if self.refined else title
+
+    @property
+    def group(self) -> str:
+        """What it is computed with, a key of `lipvae.experiments.runner.GROUPS`."""
+        return "refined" if self.refined else group_of(self.score)
 
 
 def train_tasks(runner: Runner, rows: Sequence[Row], inliers: str, seed: int) -> list[Task]:
@@ -55,7 +64,7 @@ def score_tasks(
 ) -> list[Task]:
     """Scores the test sets by what the rows need; scores without a model for the first seed."""
     tasks = []
-    needed = {(group_of(r.score), r.model.name if r.model else ""): r.model for r in rows}
+    needed = {(r.group, r.model.name if r.model else ""): r.model for r in rows}
     for (group, _), spec in needed.items():
         for name in images:
             tasks.append(runner.score_task(group, spec, inliers, seed if spec else 0, name))
@@ -91,7 +100,7 @@ def evaluate(runner: Runner, row: Row, pair: Pair, seeds: Sequence[int]) -> dict
     """A row of a pair: metrics over the seeds that are there, and the paper's beside them."""
     found: list[dict[str, float]] = []
     used: list[int] = []
-    group = group_of(row.score)
+    group = row.group
     for seed in seeds if row.model else [0]:
         sets = [
             runner.scores(group, row.model, pair.inliers, seed, name)

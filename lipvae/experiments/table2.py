@@ -7,7 +7,7 @@ from typing import Any
 
 from lipvae.experiments import markdown
 from lipvae.experiments.rows import Row, evaluate, score_tasks, summary, train_tasks
-from lipvae.experiments.runner import GROUPS, Runner, group_of
+from lipvae.experiments.runner import GROUPS, Runner
 from lipvae.experiments.settings import (
     BAYESIAN,
     FURTHER_PAIRS,
@@ -36,6 +36,10 @@ ROWS = (
     Row(BAYESIAN, "entropy", "inliers", in_paper=True),
     Row(LIPSCHITZ, "stds_of_lls", in_paper=True),
     Row(LIPSCHITZ, "hole_indicator", in_paper=True),
+    Row(LIPSCHITZ, "stds_of_lls", refined=True),
+    Row(LIPSCHITZ, "hole_indicator", refined=True),
+    Row(VANILLA, "stds_of_lls", refined=True),
+    Row(VANILLA, "hole_indicator", refined=True),
     Row(VANILLA, "hole_indicator"),
     Row(VANILLA, "stds_of_lls"),
     Row(BAYESIAN, "ensemble_stds_of_lls"),
@@ -111,7 +115,7 @@ def cost_records(
     """How fast each group of scores was, over all seeds and test sets."""
     groups: dict[tuple[str, str], tuple[ModelSpec | None, list[str]]] = {}
     for row in ROWS:
-        key = (group_of(row.score), row.model.title if row.model else "No model")
+        key = (row.group, row.model.title if row.model else "No model")
         groups.setdefault(key, (row.model, []))[1].append(row.score)
     found = []
     for inliers, outliers in available(runner, pairs).items():
