@@ -47,7 +47,7 @@ def forward(
         projected, threshold = l1_ball_cpp(weight, radius, warm)
         y, code = linear(x, projected, bias), None
         if group_size:
-            code = group_sort_cpp(y, y, (len(y), len(weight), 1), group_size, record)
+            code = group_sort_cpp(y, y, (*y.shape, 1), group_size, record)
         return y, threshold, projected, code
     if backend == "triton":
         y, threshold, code = kernel_module("lipschitz_linear").lipschitz_linear_forward(
