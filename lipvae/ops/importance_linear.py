@@ -19,7 +19,7 @@ TILE_SAMPLES = 128
 # Most dimensions of one CPU tile, where a dimension has one parameter. The logits of a tile (0.4 MB
 # at 784 pixels) stay in the second-level cache until they are reduced, and the part of the weight
 # that makes them passes through it once for all images.
-TILE_DIMS = 1024
+TILE_DIMS = 800
 
 
 def forward(
@@ -36,8 +36,10 @@ def forward(
         found = _block(hidden, weight, bias, target, family)
     else:
         found = hidden.new_zeros(b, k, dtype=torch.float64)
-        for start in range(0, d, TILE_DIMS):
-            part = slice(start, start + TILE_DIMS)
+        blocks = -(-d // TILE_DIMS)
+        width = -(-d // (16 * blocks)) * 16  # of like blocks, in whole vectors
+        for start in range(0, d, width):
+            part = slice(start, start + width)
             part_bias = None if bias is None else bias[part]
             found += _block(hidden, weight[part], part_bias, target[:, part], family)
     return found.to(result_dtype(hidden)).t().contiguous()
@@ -50,11 +52,17 @@ def _block(
     k, b, _ = hidden.shape
     out = hidden.new_empty(b, k, 1, dtype=result_dtype(hidden))
     cpp = choose("importance", hidden) == "cpp"
-    images = target.contiguous().split(1)
+    images, weight_t = target.contiguous().split(1), weight.t()
+    # One buffer for all tiles: a fresh one would have to find its way into the cache each time.
+    buffer = hidden.new_empty(min(k, TILE_SAMPLES), len(weight))
     for samples, image, values in zip(hidden.unbind(1), images, out, strict=False):
         tiles = zip(samples.split(TILE_SAMPLES), values.split(TILE_SAMPLES), strict=True)
         for tile, value in tiles:
-            parameters = linear(tile, weight, bias)
+            parameters = buffer[: tile.shape[0]]
+            if bias is None:
+                torch.mm(tile, weight_t, out=parameters)
+            else:
+                torch.addmm(bias, tile, weight_t, out=parameters)
             if cpp:
                 importance_cpp(parameters, image, value, family)
             else:
