@@ -217,6 +217,21 @@ def test_importance_linear_of_large_images(d: int) -> None:
     assert_as_accurate("importance_linear", got, truth, same)
 
 
+@pytest.mark.parametrize("d", [784, 1500])
+def test_importance_linear_knows_no_neighbours(d: int) -> None:
+    hidden, weight, bias = torch.randn(150, 5, 32), torch.randn(d, 32) / 6, torch.randn(d)
+    target = torch.rand(5, d)
+    whole = ops.importance_linear(hidden, weight, bias, target, "bernoulli")
+    assert whole.is_contiguous()
+    order = torch.tensor([3, 0, 4, 2, 1])
+    moved = ops.importance_linear(hidden[:, order], weight, bias, target[order], "bernoulli")
+    assert torch.equal(moved, whole[:, order])
+    for i in range(5):
+        image = slice(i, i + 1)
+        alone = ops.importance_linear(hidden[:, image], weight, bias, target[image], "bernoulli")
+        assert torch.equal(alone, whole[:, image])
+
+
 def test_statistics_are_their_definitions() -> None:
     """Equation (6), written with numpy and scipy."""
     ll, prior, posterior = (torch.randn(6, 4, dtype=torch.float64) * 5 for _ in range(3))

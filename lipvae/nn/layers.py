@@ -20,6 +20,7 @@ from lipvae._validate import (
     check_tensor,
     describe,
 )
+from lipvae.ops._common import compiling, needs_grad
 
 # Entries of a fresh row that matter, and the shares of the radius that these and all the others
 # take. Dense rows of L1 norm r average their inputs, and the signal dies within two layers; a row
@@ -159,23 +160,24 @@ class LipschitzLayer(nn.Module):
 
         A row, flattened, has an L1 norm of at most r, up to one rounding.
         """
-        rows, threshold = ops.l1_ball(self.weight.flatten(1), self.lipschitz, self._warm())
-        self._remember(threshold)
+        keep = self._keeps_threshold()
+        warm = self.threshold if keep else None
+        rows, threshold = ops.l1_ball(self.weight.flatten(1), self.lipschitz, warm)
+        if keep:
+            self._buffers["threshold"] = threshold
         return rows.view_as(self.weight)
 
-    def _warm(self) -> Tensor | None:
-        """Where Newton's method may start: nowhere in a compiled graph, which keeps no state."""
-        return self.threshold if self.training and not _compiling() else None
+    def _keeps_threshold(self) -> bool:
+        """Whether a pass starts from the last thresholds and leaves its own for the next.
 
-    def _remember(self, threshold: Tensor) -> None:
-        if self.training and not _compiling():
-            self.threshold = threshold
+        It writes them into `_buffers`, which is what an assignment does after 10 us of checks of
+        this 1 us of work. A compiled graph keeps no state.
+        """
+        return self.training and not compiling()
 
-    def _fixed_weight(self) -> Tensor | None:
+    def _fixed_weight(self, weight: Tensor) -> Tensor | None:
         """The weight projected by :func:`frozen`, where autograd does not ask for its gradient."""
-        if self._frozen is None or (torch.is_grad_enabled() and self.weight.requires_grad):
-            return None
-        return self._frozen
+        return None if self._frozen is None or needs_grad(weight) else self._frozen
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # A cast of the module would cast the thresholds too, and a move leaves them behind.
@@ -183,10 +185,6 @@ class LipschitzLayer(nn.Module):
         self.threshold = torch.zeros_like(self.threshold, dtype=torch.float64)
         self._frozen = None
         return self
-
-
-def _compiling() -> bool:
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
 class LipschitzLinear(LipschitzLayer):
@@ -238,20 +236,28 @@ class LipschitzLinear(LipschitzLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the layer's output for `x` [..., in_features]."""
+        weight = self.weight
         check_tensor("x", x, min_dim=1)
-        check_like("x", x, "weight", self.weight)
+        check_like("x", x, "weight", weight)
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} features, got {describe(x)}")
-        weight = self._fixed_weight()
+        fixed = self._fixed_weight(weight)
         # The fused kernel projects while it multiplies and never writes the weight to memory, so
         # only there would a multiplication by the frozen weight round differently.
-        if weight is None or choose("lipschitz_linear", x) == "triton":
+        if fixed is None or choose("lipschitz_linear", x) == "triton":
+            keep = self._keeps_threshold()
             y, threshold = ops.lipschitz_linear(
-                x, self.weight, self.bias, self.lipschitz, self.group_size, self._warm()
+                x,
+                weight,
+                self.bias,
+                self._lipschitz,
+                self.group_size,
+                self.threshold if keep else None,
             )
-            self._remember(threshold)
+            if keep:
+                self._buffers["threshold"] = threshold
             return y
-        y = linear(x.reshape(-1, self.in_features), weight, self.bias)
+        y = linear(x.reshape(-1, self.in_features), fixed, self.bias)
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.group_size is None else ops.group_sort(y, self.group_size, -1)
 
@@ -325,7 +331,7 @@ class LipschitzConv2d(LipschitzLayer):
         check_like("x", x, "weight", self.weight)
         if x.shape[1] != self.in_channels:
             raise ValueError(f"x must have {self.in_channels} channels, got {describe(x)}")
-        weight = self._fixed_weight()
+        weight = self._fixed_weight(self.weight)
         if weight is None:
             weight = self.projected_weight()
         y = conv2d(x, weight, self.bias, self.stride, self.padding)

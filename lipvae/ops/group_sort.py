@@ -19,39 +19,44 @@ def _extent(x: Tensor, dim: int) -> tuple[int, int, int]:
 
 def code_shape(x: Tensor, group_size: int, dim: int) -> tuple[int, int, int]:
     """Shape of the comparators' outcomes, one bit each."""
-    outer, n, inner = _extent(x, dim)
+    return _code_shape(*_extent(x, dim), group_size)
+
+
+def _code_shape(outer: int, n: int, inner: int, group_size: int) -> tuple[int, int, int]:
     return len(reference.NETWORKS[group_size]), outer, (n // group_size * inner + 7) // 8
 
 
-def forward(x: Tensor, group_size: int, dim: int, record: bool) -> tuple[Tensor, Tensor]:
-    """x -> sorted x, code (empty without `record`)."""
+def forward(x: Tensor, group_size: int, dim: int, record: bool) -> tuple[Tensor, Tensor | None]:
+    """x -> sorted x, code (None without `record`)."""
     backend = choose("group_sort", x)
     if backend == "cpp":
         x = x.contiguous()
-        return cpp_forward(x, torch.empty_like(x), group_size, dim, record)
+        y = torch.empty_like(x)
+        return y, cpp_forward(x, y, _extent(x, dim), group_size, record)
     if backend == "triton":
         y, code = kernel_module("group_sort").group_sort_forward(x, group_size, dim, record)
     else:
         y, code = reference.group_sort_network(x, group_size, dim)
-    return y, code if record else x.new_empty(0, dtype=torch.uint8)
+    return y, code if record else None
 
 
 def cpp_forward(
-    x: Tensor, y: Tensor, group_size: int, dim: int, record: bool
-) -> tuple[Tensor, Tensor]:
-    """Sorts contiguous x into y, which may be x itself."""
-    shape = code_shape(x, group_size, dim) if record else (0,)
-    code = x.new_empty(shape, dtype=torch.uint8)
+    x: Tensor, y: Tensor, extent: tuple[int, int, int], group_size: int, record: bool
+) -> Tensor | None:
+    """Sorts contiguous x of (outer, n, inner) numbers into y, which may be x; returns the code."""
+    code = None
+    if record:
+        code = torch.empty(*_code_shape(*extent, group_size), dtype=torch.uint8)
     cpp_module().group_sort_forward(
         x.data_ptr(),
         y.data_ptr(),
-        code.data_ptr() if record else 0,
-        *_extent(x, dim),
+        0 if code is None else code.data_ptr(),
+        *extent,
         group_size,
         dtype_code(x),
         torch.get_num_threads(),
     )
-    return y, code
+    return code
 
 
 def backward(grad: Tensor, code: Tensor, group_size: int, dim: int) -> Tensor:
@@ -77,7 +82,8 @@ def backward(grad: Tensor, code: Tensor, group_size: int, dim: int) -> Tensor:
 
 @torch.library.custom_op("lipvae::group_sort", mutates_args=())
 def _op(x: Tensor, group_size: int, dim: int, record: bool) -> tuple[Tensor, Tensor]:
-    return forward(x, group_size, dim, record)
+    y, code = forward(x, group_size, dim, record)
+    return y, x.new_empty(0, dtype=torch.uint8) if code is None else code
 
 
 @torch.library.custom_op("lipvae::group_sort_backward", mutates_args=())

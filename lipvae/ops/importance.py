@@ -20,23 +20,25 @@ def forward(parameters: Tensor, target: Tensor, family: str) -> Tensor:
     backend = choose("importance", parameters)
     if backend == "cpp":
         parameters, target = parameters.contiguous(), target.contiguous()
-        k, b, _ = parameters.shape
-        out = parameters.new_empty(k, b)
-        cpp_module().importance_forward(
-            parameters.data_ptr(),
-            target.data_ptr(),
-            out.data_ptr(),
-            k,
-            b,
-            target.shape[1],
-            FAMILY_CODES[family],
-            dtype_code(parameters),
-            torch.get_num_threads(),
-        )
-        return out
+        return cpp_forward(parameters, target, parameters.new_empty(parameters.shape[:2]), family)
     if backend == "triton":
         return kernel_module("importance").importance_forward(parameters, target, family)
     return reference.importance(parameters.to(result_dtype(parameters)), target, family)
+
+
+def cpp_forward(parameters: Tensor, target: Tensor, out: Tensor, family: str) -> Tensor:
+    """:func:`forward` by the C++ kernel, from and into contiguous tensors."""
+    cpp_module().importance_forward(
+        parameters.data_ptr(),
+        target.data_ptr(),
+        out.data_ptr(),
+        *out.shape,
+        target.shape[1],
+        FAMILY_CODES[family],
+        dtype_code(parameters),
+        torch.get_num_threads(),
+    )
+    return out
 
 
 def result_dtype(parameters: Tensor) -> torch.dtype:

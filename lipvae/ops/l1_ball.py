@@ -17,47 +17,59 @@ def forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor,
     """[rows, cols] -> projected [rows, cols], threshold float64 [rows]."""
     backend = choose("l1_ball", weight)
     if backend == "cpp":
-        weight = weight.contiguous()
-        projected = torch.empty_like(weight)
-        threshold = weight.new_empty(weight.shape[0], dtype=torch.float64)
-        cpp_module().l1_ball_forward(
-            weight.data_ptr(),
-            weight.shape[0],
-            weight.shape[1],
-            radius,
-            0 if warm is None else warm.data_ptr(),
-            projected.data_ptr(),
-            threshold.data_ptr(),
-            dtype_code(weight),
-            torch.get_num_threads(),
-        )
-        return projected, threshold
+        return cpp_forward(weight, radius, warm)
     if backend == "triton":
         return kernel_module("l1_ball").l1_ball_forward(weight, radius, warm)
     threshold = reference.l1_ball_threshold(weight, radius)
     return reference.project_l1_ball(weight, radius).clone(), threshold
 
 
+def cpp_forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`forward` by the C++ kernel."""
+    weight = weight.contiguous()
+    rows, cols = weight.shape
+    projected = torch.empty_like(weight)
+    threshold = torch.empty(rows, dtype=torch.float64)
+    cpp_module().l1_ball_forward(
+        weight.data_ptr(),
+        rows,
+        cols,
+        radius,
+        0 if warm is None else warm.data_ptr(),
+        projected.data_ptr(),
+        threshold.data_ptr(),
+        dtype_code(weight),
+        torch.get_num_threads(),
+    )
+    return projected, threshold
+
+
 def backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
     """Gradient with respect to the weight, equation (3)."""
     backend = choose("l1_ball", weight)
     if backend == "cpp":
-        grad, weight = grad.contiguous(), weight.contiguous()
-        grad_weight = torch.empty_like(weight)
-        cpp_module().l1_ball_backward(
-            grad.data_ptr(),
-            weight.data_ptr(),
-            threshold.data_ptr(),
-            grad_weight.data_ptr(),
-            weight.shape[0],
-            weight.shape[1],
-            dtype_code(weight),
-            torch.get_num_threads(),
-        )
-        return grad_weight
+        grad = grad.contiguous()
+        return cpp_backward(grad, torch.empty_like(grad), weight, threshold)
     if backend == "triton":
         return kernel_module("l1_ball").l1_ball_backward(grad, weight, threshold)
     return _reference_backward(grad, weight, threshold)
+
+
+def cpp_backward(grad: Tensor, out: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
+    """:func:`backward` by the C++ kernel, from contiguous `grad` into `out`, which may be it."""
+    weight = weight.contiguous()
+    rows, cols = weight.shape
+    cpp_module().l1_ball_backward(
+        grad.data_ptr(),
+        weight.data_ptr(),
+        threshold.data_ptr(),
+        out.data_ptr(),
+        rows,
+        cols,
+        dtype_code(weight),
+        torch.get_num_threads(),
+    )
+    return out
 
 
 def _reference_backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:

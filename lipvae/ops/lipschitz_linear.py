@@ -6,6 +6,7 @@ sort the output in place, around the BLAS call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from lipvae.ops.group_sort import cpp_forward as group_sort_cpp
 from lipvae.ops.group_sort import forward as group_sort_forward
 from lipvae.ops.group_sort import group_sort
 from lipvae.ops.l1_ball import backward as l1_ball_backward
+from lipvae.ops.l1_ball import cpp_backward as l1_ball_backward_cpp
+from lipvae.ops.l1_ball import cpp_forward as l1_ball_cpp
 from lipvae.ops.l1_ball import forward as l1_ball_forward
 
 
@@ -33,29 +36,31 @@ def forward(
     group_size: int,
     warm: Tensor | None,
     record: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """[n, in] -> y [n, out], threshold [out], projected weight, code; group_size 0: no sort.
 
-    The projected weight stays empty on a GPU, where it is never written to memory.
+    There is no projected weight on a GPU, where it is never written to memory, and no code
+    without a sort or without `record`.
     """
     backend = choose("lipschitz_linear", x)
+    if backend == "cpp":
+        projected, threshold = l1_ball_cpp(weight, radius, warm)
+        y, code = linear(x, projected, bias), None
+        if group_size:
+            code = group_sort_cpp(y, y, (*y.shape, 1), group_size, record)
+        return y, threshold, projected, code
     if backend == "triton":
         y, threshold, code = kernel_module("lipschitz_linear").lipschitz_linear_forward(
             x, weight, bias, radius, group_size or None, record, warm
         )
-        code = x.new_empty(0, dtype=torch.uint8) if code is None else code
-        projected = weight.new_empty(0)
-        if not x.is_cuda:
-            projected = l1_ball_forward(weight, radius, threshold)[0]
-        return y, threshold, projected, code
+        if x.is_cuda:
+            return y, threshold, None, code
+        return y, threshold, l1_ball_forward(weight, radius, threshold)[0], code
     projected, threshold = l1_ball_forward(weight, radius, warm)
-    y = linear(x, projected, bias)
-    code = x.new_empty(0, dtype=torch.uint8)
-    if group_size and backend == "cpp":
-        y, code = group_sort_cpp(y, y, group_size, 1, record)
-    elif group_size:
+    y, code = linear(x, projected, bias), None
+    if group_size:
         y, code = group_sort_forward(y, group_size, 1, record)
-    return y, threshold, weight.new_empty(0) if x.is_cuda else projected, code
+    return y, threshold, None if x.is_cuda else projected, code
 
 
 def backward(
@@ -63,28 +68,31 @@ def backward(
     x: Tensor,
     weight: Tensor,
     threshold: Tensor,
-    projected: Tensor,
-    code: Tensor,
+    projected: Tensor | None,
+    code: Tensor | None,
     group_size: int,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias; one that is not needed comes back empty."""
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias; None for one that is not needed."""
     backend = choose("lipschitz_linear", x)
     if backend == "triton":
-        module = kernel_module("lipschitz_linear")
-        grads = module.lipschitz_linear_backward(
+        return kernel_module("lipschitz_linear").lipschitz_linear_backward(
             grad, x, weight, threshold, code, group_size or None, tuple(needs)
         )
-        return tuple(x.new_empty(0) if g is None else g for g in grads)  # type: ignore[return-value]
-    if group_size:
+    if code is not None:
         grad = group_sort_backward(grad, code, group_size, 1)
-    if needs[0] and not projected.numel():
-        tau = threshold.unsqueeze(-1)
-        projected = (weight.sign() * (weight.abs() - tau).relu()).to(weight.dtype)
-    grad_x = grad @ projected if needs[0] else x.new_empty(0)
-    grad_weight = grad_bias = x.new_empty(0)
+    grad_x = grad_weight = grad_bias = None
+    if needs[0]:
+        if projected is None:
+            tau = threshold.unsqueeze(-1)
+            projected = (weight.sign() * (weight.abs() - tau).relu()).to(weight.dtype)
+        grad_x = grad @ projected
     if needs[1]:
-        grad_weight = l1_ball_backward(grad.t() @ x, weight, threshold)
+        grad_weight = grad.t() @ x
+        if backend == "cpp":  # in place: nobody else has seen the product
+            l1_ball_backward_cpp(grad_weight, grad_weight, weight, threshold)
+        else:
+            grad_weight = l1_ball_backward(grad_weight, weight, threshold)
     if needs[2]:
         grad_bias = grad.sum(0)
     return grad_x, grad_weight, grad_bias
@@ -100,7 +108,10 @@ def _op(
     warm: Tensor | None,
     record: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return forward(x, weight, bias, radius, group_size, warm, record)
+    y, threshold, projected, code = forward(x, weight, bias, radius, group_size, warm, record)
+    projected = weight.new_empty(0) if projected is None else projected
+    code = x.new_empty(0, dtype=torch.uint8) if code is None else code
+    return y, threshold, projected, code
 
 
 @torch.library.custom_op("lipvae::lipschitz_linear_backward", mutates_args=())
@@ -114,7 +125,14 @@ def _op_backward(
     group_size: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad, x, weight, threshold, projected, code, group_size, needs)
+    found = backward(
+        grad, x, weight, threshold,
+        projected if projected.numel() else None,
+        code if group_size else None,
+        group_size, needs,
+    )  # fmt: skip
+    grad_x, grad_weight, grad_bias = (x.new_empty(0) if g is None else g for g in found)
+    return grad_x, grad_weight, grad_bias
 
 
 @_op.register_fake
@@ -206,7 +224,7 @@ class _LipschitzLinear(torch.autograd.Function):
         needs = _needs(ctx)
         x, weight, threshold, projected, code = ctx.saved_tensors
         grads = backward(grad, x, weight, threshold, projected, code, ctx.group_size, needs)
-        return *(g if need else None for g, need in zip(grads, needs, strict=True)), *(None,) * 3
+        return *grads, None, None, None
 
 
 def lipschitz_linear(
@@ -233,7 +251,7 @@ def lipschitz_linear(
     """
     g = group_size or 0
     fused = g if g in reference.NETWORKS else 0
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     grad = needs_grad(x, weight, bias)
     if compiling():
         y, threshold, _, _ = torch.ops.lipvae.lipschitz_linear(
@@ -243,5 +261,6 @@ def lipschitz_linear(
         y, threshold = _LipschitzLinear.apply(rows, weight, bias, radius, fused, warm)
     else:
         y, threshold, _, _ = forward(rows, weight, bias, radius, fused, warm, False)
-    y = y.reshape(*x.shape[:-1], weight.shape[0])
+    if rows is not x:
+        y = y.reshape(*x.shape[:-1], weight.shape[0])
     return (y if fused == g else group_sort(y, g, -1)), threshold
