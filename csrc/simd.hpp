@@ -164,6 +164,21 @@ struct Simd {
 #endif
   }
 
+  // Lane i of the result is lane index[i] % 4 of its 16-byte block of the table.
+#if defined(__AVX2__)
+  static constexpr bool has_lookup = sizeof(T) == 4;
+  static LIPVAE_INLINE I lookup(I table, I index) {
+#if defined(__AVX512F__)
+    return (I)_mm512_permutevar_ps((__m512)table, (__m512i)index);
+#else
+    return (I)_mm256_permutevar_ps((__m256)table, (__m256i)index);
+#endif
+  }
+#else
+  static constexpr bool has_lookup = false;
+  static I lookup(I table, I index);
+#endif
+
   // Bit i of the result is the sign bit of lane i.
   static LIPVAE_INLINE unsigned movemask(I m) {
 #if defined(__AVX512F__)
