@@ -207,6 +207,27 @@ struct Simd {
     return bits;
 #endif
   }
+  // movemask of four vectors, one after the other.
+  static LIPVAE_INLINE std::uint64_t movemask4(const I* m) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      const __m256i low = _mm256_packs_epi32((__m256i)m[0], (__m256i)m[1]);
+      const __m256i high = _mm256_packs_epi32((__m256i)m[2], (__m256i)m[3]);
+      // Packing keeps to 16-byte halves: four lanes of each vector, then the other four.
+      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+      return unsigned(_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order)));
+    }
+#elif defined(__SSE2__) && !defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      const __m128i low = _mm_packs_epi32((__m128i)m[0], (__m128i)m[1]);
+      const __m128i high = _mm_packs_epi32((__m128i)m[2], (__m128i)m[3]);
+      return unsigned(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
+    }
+#endif
+    std::uint64_t bits = 0;
+    for (int v = 0; v < 4; ++v) bits |= std::uint64_t(movemask(m[v])) << (v * lanes);
+    return bits;
+  }
   // Swaps lane i of a and b where bit i is set; bits above the lanes are ignored.
   static LIPVAE_INLINE void swap_where(Int bits, V& a, V& b) {
     const V low = a;
@@ -297,6 +318,17 @@ LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::I ma
   }
   return count;
 #endif
+}
+
+// Asks for the lines that come `distance` after the next `bytes`. The arithmetic of a line fills the
+// window in which a core looks ahead, so without this each line's latency shows. Past the end of the
+// data it asks in vain, without a fault.
+template <int bytes>
+LIPVAE_INLINE void prefetch_ahead(const void* p) {
+  constexpr int line = 64, distance = 2048;
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
+  for (int offset = 0; offset < bytes; offset += line)
+    __builtin_prefetch(reinterpret_cast<const void*>(address + offset));
 }
 
 // Orders streaming stores before whatever other threads read next.

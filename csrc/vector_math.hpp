@@ -129,17 +129,6 @@ LIPVAE_INLINE typename Simd<T>::V decay_ratio(typename Simd<T>::V x) {
   return x == typename S::V{} ? one : x / one_minus_exp_minus<T>(x);
 }
 
-// Asks for the lines that come `distance` after the next `bytes`. The arithmetic of a line fills the
-// window in which a core looks ahead, so without this each line's latency shows. Past the end of the
-// parameters it asks in vain, without a fault.
-template <int bytes>
-LIPVAE_INLINE void prefetch_ahead(const void* p) {
-  constexpr int line = 64, distance = 2048;
-  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
-  for (int offset = 0; offset < bytes; offset += line)
-    __builtin_prefetch(reinterpret_cast<const void*>(address + offset));
-}
-
 // Calls body with the lanes of v as vectors of doubles.
 template <class T, class Body>
 LIPVAE_INLINE void for_each_double(typename Simd<T>::V v, Body&& body) {
