@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -257,6 +258,30 @@ struct Simd {
 #endif
   }
 };
+
+// Lane i of the result is lane (i + by) % lanes of v.
+template <int by, class Vector, std::size_t... lane>
+LIPVAE_INLINE Vector rotate_lanes(Vector v, std::index_sequence<lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, int((lane + by) % sizeof...(lane))...);
+#else
+  typedef decltype(v < v) Index;
+  return __builtin_shuffle(v, Index{(lane + by) % sizeof...(lane)...});
+#endif
+}
+
+// Folds the upper half of the lanes onto the lower, and so on down to one lane: the order depends on
+// nothing but their number.
+template <class Vector, class Fold>
+LIPVAE_INLINE auto fold_lanes(Vector v, Fold&& fold) {
+  constexpr int lanes = int(sizeof v / sizeof v[0]);
+  constexpr auto all = std::make_index_sequence<lanes>();
+  if constexpr (lanes >= 16) v = fold(v, rotate_lanes<8>(v, all));
+  if constexpr (lanes >= 8) v = fold(v, rotate_lanes<4>(v, all));
+  if constexpr (lanes >= 4) v = fold(v, rotate_lanes<2>(v, all));
+  v = fold(v, rotate_lanes<1>(v, all));
+  return v[0];
+}
 
 // The lanes of a float vector as doubles, in order.
 LIPVAE_INLINE void widen(Simd<float>::V v, Simd<double>::V& low, Simd<double>::V& high) {
