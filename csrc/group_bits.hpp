@@ -73,14 +73,42 @@ LIPVAE_INLINE void append_bits(std::uint8_t* code, std::int64_t position, int co
   }
 }
 
-// Reads count bits at bit `position` of code into the buffer.
-LIPVAE_INLINE void extract_bits(const std::uint8_t* code, std::int64_t position, int count, BitBuffer& bits) {
+// Writes stretches of bits one after the other, from a whole byte on.
+class BitWriter {
+ public:
+  LIPVAE_INLINE explicit BitWriter(std::uint8_t* code) : p_(code) {}
+  // Up to 64 bits; those of `bits` beyond count are 0.
+  LIPVAE_INLINE void put(std::uint64_t bits, int count) {
+    word_ |= bits << filled_;
+    if (filled_ + count >= 64) {
+      __builtin_memcpy(p_, &word_, 8);
+      p_ += 8;
+      word_ = filled_ ? bits >> (64 - filled_) : 0u;
+    }
+    filled_ = (filled_ + count) % 64;
+  }
+  // Writes the bits that are left; the rest of the last byte becomes 0.
+  LIPVAE_INLINE void finish() { store_bytes(p_, word_, (filled_ + 7) / 8); }
+
+ private:
+  std::uint8_t* p_;
+  std::uint64_t word_ = 0;
+  int filled_ = 0;
+};
+
+// Reads count bits at bit `position` of code into the buffer. `bytes` are those of the whole code.
+LIPVAE_INLINE void extract_bits(const std::uint8_t* code, std::int64_t bytes, std::int64_t position, int count,
+                                BitBuffer& bits) {
   const std::uint8_t* p = code + position / 8;
   const int offset = int(position % 8);
-  for (int i = 0; i < count; i += 64) {
-    const int used = count - i < 64 ? count - i : 64;
-    std::uint64_t word = load_bytes(p + i / 8, (offset + used + 7) / 8) >> offset;
-    if (offset + used > 64) word |= std::uint64_t(p[i / 8 + 8]) << (64 - offset);
+  for (int i = 0; i < count; i += 64, p += 8) {
+    std::uint64_t word;
+    if (p + 9 <= code + bytes) {
+      __builtin_memcpy(&word, p, 8);
+      word = word >> offset | std::uint64_t(p[8]) << 1 << (63 - offset);
+    } else {
+      word = load_bytes(p, int(code + bytes - p)) >> offset;
+    }
     __builtin_memcpy(bits.bytes + i / 8, &word, 8);
   }
 }

@@ -7,29 +7,29 @@
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
-// Runs the comparators in order; bits(c, mask) receives the swaps of comparator c.
+// Runs the comparators in order; bits(c, mask) receives the lanes that comparator c swaps.
 template <class T, int g, bool record, class Bits, std::size_t... c>
 LIPVAE_INLINE void sort_network(typename Simd<T>::V* e, Bits&& bits, std::index_sequence<c...>) {
   using S = Simd<T>;
   auto compare = [&](auto index) {
     constexpr Comparator pair = Network<g>::comparators[decltype(index)::value];
     const typename S::V low = e[pair.low], high = e[pair.high];
-    if constexpr (record) bits(int(decltype(index)::value), S::movemask(low > high));
+    if constexpr (record) bits(int(decltype(index)::value), low > high);
     e[pair.low] = S::min(high, low);
     e[pair.high] = S::max(low, high);
   };
   (compare(std::integral_constant<std::size_t, c>()), ...);
 }
 
-// Runs the comparators in reverse; bits(c) says which lanes comparator c swapped.
-template <class T, int g, class Bits, std::size_t... c>
-LIPVAE_INLINE void undo_network(typename Simd<T>::V* e, Bits&& bits, std::index_sequence<c...>) {
-  auto swap = [&](auto index) {
+// Runs the comparators in reverse; swap(c, a, b) swaps the lanes again that comparator c swapped.
+template <class T, int g, class Swap, std::size_t... c>
+LIPVAE_INLINE void undo_network(typename Simd<T>::V* e, Swap&& swap, std::index_sequence<c...>) {
+  auto undo = [&](auto index) {
     constexpr std::size_t back = Network<g>::size - 1 - decltype(index)::value;
     constexpr Comparator pair = Network<g>::comparators[back];
-    Simd<T>::swap_where(bits(int(back)), e[pair.low], e[pair.high]);
+    swap(int(back), e[pair.low], e[pair.high]);
   };
-  (swap(std::integral_constant<std::size_t, c>()), ...);
+  (undo(std::integral_constant<std::size_t, c>()), ...);
 }
 
 template <int g>
@@ -41,7 +41,7 @@ struct Forward {
   static constexpr bool reads_code = false, writes_code = record;
   template <class Bits>
   static LIPVAE_INLINE void apply(typename Simd<T>::V* e, Bits bits) {
-    sort_network<T, g, record>(e, [&](int c, unsigned mask) { bits.put(c, mask); }, comparators<g>);
+    sort_network<T, g, record>(e, [&](int c, typename Simd<T>::I mask) { bits.put(c, mask); }, comparators<g>);
   }
 };
 template <class T, int g>
@@ -49,7 +49,8 @@ struct Backward {
   static constexpr bool reads_code = true, writes_code = false;
   template <class Bits>
   static LIPVAE_INLINE void apply(typename Simd<T>::V* e, Bits bits) {
-    undo_network<T, g>(e, [&](int c) { return bits.get(c); }, comparators<g>);
+    using V = typename Simd<T>::V;
+    undo_network<T, g>(e, [&](int c, V& a, V& b) { bits.swap(c, a, b); }, comparators<g>);
   }
 };
 
@@ -59,8 +60,9 @@ template <class T, bool aligned>
 struct VectorBits {
   BitBuffer* buffer;
   int first;  // group
-  LIPVAE_INLINE void put(int c, unsigned mask) const {
+  LIPVAE_INLINE void put(int c, typename Simd<T>::I swapped) const {
     constexpr int lanes = Simd<T>::lanes;
+    const unsigned mask = Simd<T>::movemask(swapped);
     std::uint8_t* p = buffer[c].bytes + first / 8;
     if constexpr (aligned && lanes >= 8) {
       __builtin_memcpy(p, &mask, lanes / 8);  // little-endian
@@ -71,39 +73,87 @@ struct VectorBits {
       __builtin_memcpy(p, &bits, 4);
     }
   }
-  LIPVAE_INLINE typename Simd<T>::Int get(int c) const {
+  LIPVAE_INLINE void swap(int c, typename Simd<T>::V& a, typename Simd<T>::V& b) const {
     typename Simd<T>::Int bits;
     __builtin_memcpy(&bits, buffer[c].bytes + first / 8, sizeof bits);
-    return aligned && Simd<T>::lanes >= 8 ? bits : bits >> first % 8;
+    Simd<T>::swap_where(aligned && Simd<T>::lanes >= 8 ? bits : bits >> first % 8, a, b);
   }
 };
 
-// The bits of the one comparator of pairs, gathered in a register: a word read from bytes that were
-// just stored would wait for the last of them to leave the core.
-struct WordBits {
-  std::uint64_t* word;
-  int shift;  // below 0 for a vector that begins in the word before
-  LIPVAE_INLINE void put(int, unsigned mask) const {
-    *word |= shift >= 0 ? std::uint64_t(mask) << shift : std::uint64_t(mask) >> -shift;
-  }
+// The mask of the one comparator of pairs, as it is.
+template <class T>
+struct PairMask {
+  typename Simd<T>::I* mask;
+  LIPVAE_INLINE void put(int, typename Simd<T>::I swapped) const { *mask = swapped; }
 };
 
-// Applies body to the bits of `count` groups, at the bit `position` of each comparator's code.
-template <class Pass, int g, class Body>
-LIPVAE_INLINE void with_bits(std::uint8_t* code, std::int64_t stride, std::int64_t position, int count,
-                             Body&& body) {
-  BitBuffer buffer[Network<g>::size];
-  if constexpr (Pass::reads_code)
-    for (int c = 0; c < Network<g>::size; ++c) extract_bits(code + c * stride, position, count, buffer[c]);
-  body(buffer);
-  if constexpr (Pass::writes_code)
-    for (int c = 0; c < Network<g>::size; ++c) append_bits(code + c * stride, position, count, buffer[c]);
+// The bits of one row of groups. with(position, count, body) applies body to those of `count` groups at
+// the bit `position` of each comparator's code.
+template <class Pass, int g, bool = Pass::writes_code && g == 2>
+class RowBits {
+ public:
+  LIPVAE_INLINE RowBits(std::uint8_t* code, std::int64_t bytes, std::int64_t stride)
+      : code_(code), bytes_(bytes), stride_(stride) {}
+  template <class Body>
+  LIPVAE_INLINE void with(std::int64_t position, int count, Body&& body) {
+    BitBuffer buffer[Network<g>::size];
+    if constexpr (Pass::reads_code)
+      for (int c = 0; c < Network<g>::size; ++c)
+        extract_bits(code_ + c * stride_, bytes_, position, count, buffer[c]);
+    body(buffer);
+    if constexpr (Pass::writes_code)
+      for (int c = 0; c < Network<g>::size; ++c) append_bits(code_ + c * stride_, position, count, buffer[c]);
+  }
+  LIPVAE_INLINE void finish() {}
+
+ private:
+  std::uint8_t* code_;
+  std::int64_t bytes_, stride_;
+};
+// Pairs have one comparator, whose code is written in words, one after the other: through a buffer each
+// would be stored, and read again before it has left the core.
+template <class Pass, int g>
+class RowBits<Pass, g, true> {
+ public:
+  LIPVAE_INLINE RowBits(std::uint8_t* code, std::int64_t, std::int64_t) : writer_(code) {}
+  template <class Body>
+  LIPVAE_INLINE void with(std::int64_t, int, Body&& body) {
+    body(&writer_);
+  }
+  LIPVAE_INLINE void finish() { writer_.finish(); }
+
+ private:
+  BitWriter writer_;
+};
+
+// The word of up to 64 pairs: run(i, mask) sorts the vector from pair i on.
+template <class T, class Run>
+LIPVAE_INLINE std::uint64_t run_word(int start, int end, Run&& run) {
+  using S = Simd<T>;
+  constexpr int lanes = S::lanes;
+  std::uint64_t word = 0;
+  typename S::I mask[4];
+  if (end - start == 64) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 64; i += 4 * lanes) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) run(start + i + v * lanes, mask[v]);
+      word |= S::movemask4(mask) << i;
+    }
+  } else {
+    for (int i = start; i + lanes <= end; i += lanes) {
+      run(i, mask[0]);
+      word |= std::uint64_t(S::movemask(mask[0])) << (i - start);
+    }
+  }
+  return word;
 }
 
 // Runs `count` groups a vector at a time through load(e, first) and store(e, first). A last partial
-// vector becomes a whole one that overlaps its neighbour; it is loaded first, so y may be x.
-template <class Pass, int g, class T, class Load, class Store>
-LIPVAE_INLINE void run_vectors(BitBuffer* buffer, int count, Load&& load, Store&& store) {
+// vector becomes a whole one that overlaps its neighbour; it is loaded first, so y may be x. Groups from
+// `valid` on are padding.
+template <class Pass, int g, class T, class Bits, class Load, class Store>
+LIPVAE_INLINE void run_vectors(Bits* bits, int count, int valid, Load&& load, Store&& store) {
   constexpr int lanes = Simd<T>::lanes;
   typename Simd<T>::V e[g], last[g] = {};
   const bool partial = count % lanes != 0;
@@ -111,68 +161,67 @@ LIPVAE_INLINE void run_vectors(BitBuffer* buffer, int count, Load&& load, Store&
   if constexpr (Pass::writes_code && g == 2) {
     for (int start = 0; start < count; start += 64) {
       const int end = count - start < 64 ? count : start + 64;
-      std::uint64_t word = 0;
-      auto add = [&](int i) {
+      std::uint64_t word = run_word<T>(start, end, [&](int i, typename Simd<T>::I& mask) {
         load(e, i);
-        Pass::apply(e, WordBits{&word, i - start});
+        Pass::apply(e, PairMask<T>{&mask});
         store(e, i);
-      };
-      int i = start;
-      if (end - start == 64) {
-#pragma GCC unroll 8
-        for (; i < start + 64; i += lanes) add(i);
-      } else {
-        for (; i + lanes <= end; i += lanes) add(i);
-      }
+      });
       if (partial && end == count) {
-        Pass::apply(last, WordBits{&word, count - lanes - start});
+        typename Simd<T>::I mask;
+        Pass::apply(last, PairMask<T>{&mask});
         store(last, count - lanes);
+        const std::uint64_t swaps = Simd<T>::movemask(mask);
+        const int shift = count - lanes - start;  // below 0 if the vector begins in the word before
+        word |= shift >= 0 ? swaps << shift : swaps >> -shift;
       }
-      __builtin_memcpy(buffer[0].bytes + start / 8, &word, 8);
+      bits->put(word, (end < valid ? end : valid) - start);
     }
-    return;
-  }
-  for (int i = 0; i + lanes <= count; i += lanes) {
-    load(e, i);
-    Pass::apply(e, VectorBits<T, true>{buffer, i});
-    store(e, i);
-  }
-  if (partial) {
-    Pass::apply(last, VectorBits<T, false>{buffer, count - lanes});
-    store(last, count - lanes);
+  } else {
+    for (int i = 0; i + lanes <= count; i += lanes) {
+      load(e, i);
+      Pass::apply(e, VectorBits<T, true>{bits, i});
+      store(e, i);
+    }
+    if (partial) {
+      Pass::apply(last, VectorBits<T, false>{bits, count - lanes});
+      store(last, count - lanes);
+    }
   }
 }
 
 // Groups side by side (inner == 1), at most BitBuffer::capacity of them.
-template <class Pass, int g, bool streaming, class T>
-LIPVAE_INLINE void run_groups(const T* x, T* y, BitBuffer* buffer, int count) {
+template <class Pass, int g, bool streaming, class T, class Bits>
+LIPVAE_INLINE void run_groups(const T* x, T* y, Bits* bits, int count) {
   using V = typename Simd<T>::V;
   constexpr int lanes = Simd<T>::lanes;
   if (count >= lanes) {
     run_vectors<Pass, g, T>(
-        buffer, count, [&](V* e, int i) { load_groups<g>(x + i * g, e); },
+        bits, count, count, [&](V* e, int i) { load_groups<g>(x + i * g, e); },
         [&](V* e, int i) { store_groups<g, streaming>(y + i * g, e); });
   } else {
     T padded[lanes * g] = {};  // padding does not swap
     __builtin_memcpy(padded, x, std::size_t(count) * g * sizeof(T));
     run_vectors<Pass, g, T>(
-        buffer, lanes, [&](V* e, int) { load_groups<g>(padded, e); },
+        bits, lanes, count, [&](V* e, int) { load_groups<g>(padded, e); },
         [&](V* e, int) { store_groups<g, false>(padded, e); });
     __builtin_memcpy(y, padded, std::size_t(count) * g * sizeof(T));
   }
 }
 
 // Part of one group whose elements are planes `inner` apart.
-template <class Pass, int g, class T>
-LIPVAE_INLINE void run_planes(const T* x, T* y, BitBuffer* buffer, std::int64_t inner, int count) {
+template <class Pass, int g, class T, class Bits>
+LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, int count) {
   using S = Simd<T>;
   using V = typename S::V;
   if (count >= S::lanes) {
     run_vectors<Pass, g, T>(
-        buffer, count,
+        bits, count, count,
         [&](V* e, int i) {
 #pragma GCC unroll 8
-          for (int j = 0; j < g; ++j) e[j] = S::load(x + j * inner + i);
+          for (int j = 0; j < g; ++j) {
+            prefetch_ahead<vector_bytes>(x + j * inner + i);
+            e[j] = S::load(x + j * inner + i);
+          }
         },
         [&](V* e, int i) {
 #pragma GCC unroll 8
@@ -180,7 +229,7 @@ LIPVAE_INLINE void run_planes(const T* x, T* y, BitBuffer* buffer, std::int64_t 
         });
   } else {
     run_vectors<Pass, g, T>(
-        buffer, S::lanes,
+        bits, S::lanes, count,
         [&](V* e, int) {
 #pragma GCC unroll 8
           for (int j = 0; j < g; ++j) e[j] = S::load_first(x + j * inner, count);
@@ -227,29 +276,38 @@ void run(const Layout& a) {
         const std::int64_t row = i / chunks, first = i % chunks * chunk;
         const int count = int(groups - first < chunk ? groups - first : chunk);
         const std::int64_t offset = (row * groups + first) * g;
-        std::uint8_t* code = has_code ? a.code + row * row_bytes : nullptr;
-        with_bits<Pass, g>(code, stride, first, count, [&](BitBuffer* buffer) {
+        // A chunk begins at a whole byte of the code.
+        RowBits<Pass, g> row_bits(has_code ? a.code + row * row_bytes + first / 8 : nullptr,
+                                  row_bytes - first / 8, stride);
+        row_bits.with(0, count, [&](auto* bits) {
           if (streaming)
-            run_groups<Pass, g, true>(x + offset, y + offset, buffer, count);
+            run_groups<Pass, g, true>(x + offset, y + offset, bits, count);
           else
-            run_groups<Pass, g, false>(x + offset, y + offset, buffer, count);
+            run_groups<Pass, g, false>(x + offset, y + offset, bits, count);
         });
+        row_bits.finish();
       }
       if (streaming) stream_fence();
     });
     return;
   }
   parallel_for(rows, 2.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin * groups; i < end * groups; ++i) {
-      const std::int64_t row = i / groups, group = i % groups, offset = i * g * a.inner;
-      std::uint8_t* code = has_code ? a.code + row * row_bytes : nullptr;
-      for (std::int64_t first = 0; first < a.inner; first += BitBuffer::capacity) {
-        const std::int64_t left = a.inner - first;
-        const int count = int(left < BitBuffer::capacity ? left : BitBuffer::capacity);
-        with_bits<Pass, g>(code, stride, group * a.inner + first, count, [&](BitBuffer* buffer) {
-          run_planes<Pass, g>(x + offset + first, y + offset + first, buffer, a.inner, count);
-        });
+    const T* from = x + begin * groups * g * a.inner;
+    T* to = y + begin * groups * g * a.inner;
+    for (std::int64_t row = begin; row < end; ++row) {
+      RowBits<Pass, g> row_bits(has_code ? a.code + row * row_bytes : nullptr, row_bytes, stride);
+      for (std::int64_t group = 0; group < groups; ++group) {
+        for (std::int64_t first = 0; first < a.inner; first += BitBuffer::capacity) {
+          const std::int64_t left = a.inner - first;
+          const int count = int(left < BitBuffer::capacity ? left : BitBuffer::capacity);
+          row_bits.with(group * a.inner + first, count, [&](auto* bits) {
+            run_planes<Pass, g>(from + first, to + first, bits, a.inner, count);
+          });
+        }
+        from += g * a.inner;
+        to += g * a.inner;
       }
+      row_bits.finish();
     }
   });
 }

@@ -1,3 +1,4 @@
+#include "bernoulli.hpp"
 #include "families.hpp"
 #include "isa_kernels.hpp"
 #include "parallel.hpp"
@@ -5,65 +6,90 @@
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
-// Asks for the lines that come `distance` after the next `bytes`. The arithmetic of a line fills the
-// window in which a core looks ahead, so without this each line's latency shows. Past the end of the
-// parameters it asks in vain, without a fault.
-template <int bytes>
-LIPVAE_INLINE void prefetch_ahead(const void* p) {
-  constexpr int line = 64, distance = 2048;
-  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
-  for (int offset = 0; offset < bytes; offset += line)
-    __builtin_prefetch(reinterpret_cast<const void*>(address + offset));
-}
-
-// Sum of the log density over the dimensions of one sample of one input. The order of the sum
-// depends on dim alone.
+// The log density of so many dimensions goes through one logarithm.
 template <class Family, class T>
-double row_log_likelihood(const T* parameters, const T* target, std::int64_t dim) {
-  using S = Simd<T>;
-  using V = typename S::V;
+constexpr std::int64_t block_length() {
   constexpr int streams = 2;  // independent chains of sums and products: more spill registers
   constexpr int factors = Family::uses_growing && Family::scaled_sign ? 2 : 1;  // in a dimension
-  constexpr int by_lane = streams * max_lane_factors, by_sum = max_factors / S::lanes;
+  constexpr int by_lane = streams * max_lane_factors, by_sum = max_factors / Simd<T>::lanes;
   constexpr int vectors = (by_lane < by_sum ? by_lane : by_sum) / factors / streams * streams;
-  constexpr std::int64_t block_length = std::int64_t(vectors) * S::lanes;
+  return std::int64_t(vectors) * Simd<T>::lanes;
+}
+
+// Sum of the log density over the dimensions [start, end), a block, of one sample of one input.
+template <class Family, class T>
+double block_log_likelihood(const T* parameters, const T* target, std::int64_t dim, std::int64_t start,
+                            std::int64_t end) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int streams = 2;
   typename Simd<double>::V total = {};
-  double logs = Family::constant * double(dim);
-  for (std::int64_t start = 0; start < dim; start += block_length) {
-    const std::int64_t end = dim - start < block_length ? dim : start + block_length;
-    V linear[streams] = {};
-    GrowingProduct<T> growing[streams];
-    ScaledProduct<T> scaled[streams];
-    auto add = [&](std::int64_t i, int s) {
-      V p[Family::planes];
-      for (int plane = 0; plane < Family::planes; ++plane) p[plane] = S::load(parameters + plane * dim + i);
-      const Block<T> block{linear[s], growing[s], scaled[s]};
-      Family::template add<false>(block, p, S::load(target + i), typename S::I{});
-    };
-    std::int64_t i = start;
-    for (; i + streams * S::lanes <= end; i += streams * S::lanes) {
-      for (int plane = 0; plane < Family::planes; ++plane)
-        prefetch_ahead<streams * vector_bytes>(parameters + plane * dim + i);
+  double logs = Family::constant * double(end - start);
+  V linear[streams] = {};
+  GrowingProduct<T> growing[streams];
+  ScaledProduct<T> scaled[streams];
+  auto add = [&](std::int64_t i, int s) {
+    V p[Family::planes];
+    for (int plane = 0; plane < Family::planes; ++plane) p[plane] = S::load(parameters + plane * dim + i);
+    const Block<T> block{linear[s], growing[s], scaled[s]};
+    Family::template add<false>(block, p, S::load(target + i), typename S::I{});
+  };
+  std::int64_t i = start;
+  for (; i + streams * S::lanes <= end; i += streams * S::lanes) {
+    for (int plane = 0; plane < Family::planes; ++plane)
+      prefetch_ahead<streams * vector_bytes>(parameters + plane * dim + i);
 #pragma GCC unroll 2
-      for (int s = 0; s < streams; ++s) add(i + s * S::lanes, s);
-    }
-    for (; i + S::lanes <= end; i += S::lanes) add(i, 0);
-    if (i < end) {
-      V p[Family::planes];
-      for (int plane = 0; plane < Family::planes; ++plane)
-        p[plane] = S::load_first(parameters + plane * dim + i, end - i);
-      const Block<T> block{linear[1], growing[1], scaled[1]};
-      Family::template add<true>(block, p, S::load_first(target + i, end - i), S::first(end - i));
-    }
-    for (int s = 0; s < streams; ++s) for_each_double<T>(linear[s], [&](auto part) { total += part; });
-    if constexpr (Family::uses_growing) logs -= GrowingProduct<T>::log(growing);
-    if constexpr (Family::scaled_sign != 0) logs += Family::scaled_sign * ScaledProduct<T>::log(scaled);
+    for (int s = 0; s < streams; ++s) add(i + s * S::lanes, s);
   }
+  for (; i + S::lanes <= end; i += S::lanes) add(i, 0);
+  if (i < end) {
+    V p[Family::planes];
+    for (int plane = 0; plane < Family::planes; ++plane)
+      p[plane] = S::load_first(parameters + plane * dim + i, end - i);
+    const Block<T> block{linear[1], growing[1], scaled[1]};
+    Family::template add<true>(block, p, S::load_first(target + i, end - i), S::first(end - i));
+  }
+  for (int s = 0; s < streams; ++s) for_each_double<T>(linear[s], [&](auto part) { total += part; });
+  if constexpr (Family::uses_growing) logs -= GrowingProduct<T>::log(growing);
+  if constexpr (Family::scaled_sign != 0) logs += Family::scaled_sign * ScaledProduct<T>::log(scaled);
   double lane[Simd<double>::lanes];
   Simd<double>::store(lane, total);
   for (int width = Simd<double>::lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
   return lane[0] + logs;
+}
+
+// Sum of the log density over the dimensions of one sample of one input. Its order depends on the row
+// alone.
+template <class Family, class T>
+double row_log_likelihood(const T* parameters, const T* target, std::int64_t dim) {
+  constexpr std::int64_t length = block_length<Family, T>();
+  double total = 0.0;
+  for (std::int64_t start = 0; start < dim; start += length) {
+    const std::int64_t end = dim - start < length ? dim : start + length;
+    total += block_log_likelihood<Family>(parameters, target, dim, start, end);
+  }
+  return total;
+}
+
+// Bernoulli in float32, several samples of one input at a time. What one gets does not depend on the
+// others.
+template <int rows>
+void bernoulli_rows(const float* logits, std::int64_t stride, const float* target, std::int64_t dim,
+                    float* out, std::int64_t out_stride) {
+  constexpr std::int64_t length = bernoulli_block_length;
+  double total[rows] = {};
+  for (std::int64_t start = 0; start < dim; start += length) {
+    const std::int64_t end = dim - start < length ? dim : start + length;
+    double sum[rows];
+    bernoulli_block<rows>(logits + start, stride, target + start, end - start, sum);
+    for (int r = 0; r < rows; ++r) {
+      if (sum[r] != sum[r])
+        sum[r] = block_log_likelihood<Bernoulli<float>>(logits + r * stride, target, dim, start, end);
+      total[r] += sum[r];
+    }
+  }
+  for (int r = 0; r < rows; ++r) out[r * out_stride] = float(total[r]);
 }
 
 // Calls row(k, b) for every sample k and input b. Inputs go in tiles whose targets stay in the cache
@@ -93,6 +119,23 @@ void forward(const Importance& a) {
   for_each_row<T>(a.samples, a.batch, a.dim, bytes, a.threads, [&](std::int64_t k, std::int64_t b) {
     const std::int64_t row = k * a.batch + b;
     out[row] = T(row_log_likelihood<Family>(parameters + row * width, target + b * a.dim, a.dim));
+  });
+}
+
+void forward_bernoulli(const Importance& a) {
+  const float* parameters = static_cast<const float*>(a.parameters);
+  const float* target = static_cast<const float*>(a.target);
+  float* out = static_cast<float*>(a.out);
+  const double bytes = double(a.samples) * double(a.batch) * double(a.dim) * sizeof(float);
+  const std::int64_t stride = a.batch * a.dim;
+  const std::int64_t pairs = (a.samples + 1) / 2;
+  for_each_row<float>(pairs, a.batch, a.dim, bytes, a.threads, [&](std::int64_t pair, std::int64_t b) {
+    const std::int64_t k = 2 * pair, row = k * a.batch + b;
+    const float *logits = parameters + row * a.dim, *x = target + b * a.dim;
+    if (k + 1 < a.samples)
+      bernoulli_rows<2>(logits, stride, x, a.dim, out + row, a.batch);
+    else
+      bernoulli_rows<1>(logits, stride, x, a.dim, out + row, a.batch);
   });
 }
 
@@ -139,7 +182,9 @@ void backward(const ImportanceBackward& a) {
 template <class T>
 void forward_any(const Importance& a) {
   switch (a.family) {
-    case Family::bernoulli: return forward<Bernoulli<T>, T>(a);
+    case Family::bernoulli:
+      if constexpr (sizeof(T) == 4) return forward_bernoulli(a);
+      return forward<Bernoulli<T>, T>(a);
     case Family::continuous_bernoulli: return forward<ContinuousBernoulli<T>, T>(a);
     case Family::gaussian: return forward<Gaussian<T>, T>(a);
     case Family::discretized_logistic: return forward<DiscretizedLogistic<T>, T>(a);

@@ -17,31 +17,17 @@ LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body) {
   if (i < n) body(S::load_first(w + i, n - i), 0);
 }
 
-// Sum over lanes, in an order that depends on nothing but the number of lanes.
 template <class T>
 LIPVAE_INLINE T add_lanes(typename Simd<T>::V v) {
-  T lane[Simd<T>::lanes];
-  Simd<T>::store(lane, v);
-  for (int width = Simd<T>::lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
+  return fold_lanes(v, [](auto a, auto b) { return a + b; });
 }
 template <class T>
 LIPVAE_INLINE std::int64_t count_lanes(typename Simd<T>::I v) {
-  typename Simd<T>::Int lane[Simd<T>::lanes];
-  __builtin_memcpy(lane, &v, sizeof v);
-  for (int width = Simd<T>::lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
+  return fold_lanes(v, [](auto a, auto b) { return a + b; });
 }
-
 template <class T>
 LIPVAE_INLINE T max_lanes(typename Simd<T>::V v) {
-  T lane[Simd<T>::lanes];
-  Simd<T>::store(lane, v);
-  for (int width = Simd<T>::lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-  return lane[0];
+  return fold_lanes(v, [](auto a, auto b) { return Simd<T>::max(a, b); });
 }
 
 template <class T>
@@ -68,7 +54,8 @@ struct Excess {
   std::int64_t count;  // of |w| > t
 };
 
-// The differences |w| - t are exact near t, so the sum keeps its digits where radius << max |w|.
+// The differences |w| - t are exact near t, so the sum keeps its digits where radius << max |w|. It is a
+// NaN if the row holds one.
 template <class T>
 LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
   using S = Simd<T>;
@@ -77,30 +64,11 @@ LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
   const typename S::V level = S::splat(t);
   for_each_vector<4>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
-    const typename S::I active = a > level;
+    const typename S::I active = ~(a <= level);
     sum[u] += S::keep(active, a - level);
     count[u & 1] -= active;
   });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), count_lanes<T>(count[0] + count[1])};
-}
-
-// row_norms and row_excess in one read.
-template <class T>
-LIPVAE_INLINE Excess<T> row_norms_and_excess(const T* w, std::int64_t n, T t, Norms<T>& norms) {
-  using S = Simd<T>;
-  typename S::V all[2] = {}, sum[2] = {}, max[2] = {};
-  typename S::I count[2] = {};
-  const typename S::V level = S::splat(t);
-  for_each_vector<2>(w, n, [&](typename S::V v, int u) {
-    const typename S::V a = S::abs(v);
-    const typename S::I active = a > level;
-    all[u] += a;
-    max[u] = S::max(a, max[u]);
-    sum[u] += S::keep(active, a - level);
-    count[u] -= active;
-  });
-  norms = {add_lanes<T>(all[0] + all[1]), max_lanes<T>(S::max(max[0], max[1]))};
-  return {add_lanes<T>(sum[0] + sum[1]), count_lanes<T>(count[0] + count[1])};
 }
 
 template <class T>
@@ -162,11 +130,10 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
     for (int vector = 0; vector < vectors; ++vector) add(S::load(w + i + vector * S::lanes), vector);
   for (int vector = 0; i < n; i += S::lanes, ++vector)
     add(n - i < S::lanes ? S::load_first(w + i, n - i) : S::load(w + i), vector);
-  double lane[16];
-  __builtin_memcpy(lane, sum, sizeof lane);
-  for (int width = 8; width > 0; width /= 2)
-    for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
-  return {lane[0], count_lanes<T>(count)};
+  // As if the 16 were the lanes of one vector.
+  for (int width = accumulators / 2; width > 0; width /= 2)
+    for (int j = 0; j < width; ++j) sum[j] += sum[j + width];
+  return {add_lanes<double>(sum[0]), count_lanes<T>(count)};
 }
 
 // The largest T not above tau: |w| > tau iff |w| > round_down(tau), for w of type T.

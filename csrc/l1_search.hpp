@@ -146,14 +146,14 @@ template <class T>
 Candidate first_candidate(const RowProblem<T>& row, double warm) {
   const T radius = T(row.radius), infinity = T(__builtin_inf());
   constexpr T unsure = sizeof(T) == 4 ? T(1e-4) : T(1e-10);
-  const bool guessed = warm > 0.0 && warm < 1e300;
-  Norms<T> norms;
-  Excess<T> f{};
-  if (guessed) {
-    f = row_norms_and_excess(row.w, row.n, T(warm), norms);
-  } else {
-    norms = row_norms(row.w, row.n);
+  if (warm > 0.0 && warm < 1e300) {
+    // The row's norm need not be known: polish() finds out that it is above the radius, or computes it.
+    const T t = T(warm);
+    const Excess<T> f = row_excess(row.w, row.n, t);
+    if (f.count > 0 && f.sum < infinity && t + (f.sum - radius) / T(f.count) > T(0))
+      return polish(row, find_active_set(row.w, row.n, radius, t, f, 0.5f, T(0)));
   }
+  const Norms<T> norms = row_norms(row.w, row.n);
   if (norms.sum < radius * (T(1) - unsure)) return {0.0, 0, true};
   if (!(norms.sum < infinity)) {
     // The sum overflows float or the row is not finite. A NaN is active at no level, so it shows
@@ -163,7 +163,6 @@ Candidate first_candidate(const RowProblem<T>& row, double warm) {
     return polish(row, 0.0);
   }
   if (norms.sum < radius * (T(1) + unsure)) return polish(row, 0.0);
-  if (f.count > 0) return polish(row, find_active_set(row.w, row.n, radius, T(warm), f, 0.5f, T(0)));
   return search_cold(row, norms);
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -164,6 +165,21 @@ struct Simd {
 #endif
   }
 
+  // Lane i of the result is lane index[i] % 4 of its 16-byte block of the table.
+#if defined(__AVX2__)
+  static constexpr bool has_lookup = sizeof(T) == 4;
+  static LIPVAE_INLINE I lookup(I table, I index) {
+#if defined(__AVX512F__)
+    return (I)_mm512_permutevar_ps((__m512)table, (__m512i)index);
+#else
+    return (I)_mm256_permutevar_ps((__m256)table, (__m256i)index);
+#endif
+  }
+#else
+  static constexpr bool has_lookup = false;
+  static I lookup(I table, I index);
+#endif
+
   // Bit i of the result is the sign bit of lane i.
   static LIPVAE_INLINE unsigned movemask(I m) {
 #if defined(__AVX512F__)
@@ -191,6 +207,27 @@ struct Simd {
     for (int i = 0; i < lanes; ++i) bits |= unsigned(m[i] & 1) << i;
     return bits;
 #endif
+  }
+  // movemask of four vectors, one after the other.
+  static LIPVAE_INLINE std::uint64_t movemask4(const I* m) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      const __m256i low = _mm256_packs_epi32((__m256i)m[0], (__m256i)m[1]);
+      const __m256i high = _mm256_packs_epi32((__m256i)m[2], (__m256i)m[3]);
+      // Packing keeps to 16-byte halves: four lanes of each vector, then the other four.
+      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+      return unsigned(_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order)));
+    }
+#elif defined(__SSE2__) && !defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) {
+      const __m128i low = _mm_packs_epi32((__m128i)m[0], (__m128i)m[1]);
+      const __m128i high = _mm_packs_epi32((__m128i)m[2], (__m128i)m[3]);
+      return unsigned(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
+    }
+#endif
+    std::uint64_t bits = 0;
+    for (int v = 0; v < 4; ++v) bits |= std::uint64_t(movemask(m[v])) << (v * lanes);
+    return bits;
   }
   // Swaps lane i of a and b where bit i is set; bits above the lanes are ignored.
   static LIPVAE_INLINE void swap_where(Int bits, V& a, V& b) {
@@ -221,6 +258,30 @@ struct Simd {
 #endif
   }
 };
+
+// Lane i of the result is lane (i + by) % lanes of v.
+template <int by, class Vector, std::size_t... lane>
+LIPVAE_INLINE Vector rotate_lanes(Vector v, std::index_sequence<lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, v, int((lane + by) % sizeof...(lane))...);
+#else
+  typedef decltype(v < v) Index;
+  return __builtin_shuffle(v, Index{(lane + by) % sizeof...(lane)...});
+#endif
+}
+
+// Folds the upper half of the lanes onto the lower, and so on down to one lane: the order depends on
+// nothing but their number.
+template <class Vector, class Fold>
+LIPVAE_INLINE auto fold_lanes(Vector v, Fold&& fold) {
+  constexpr int lanes = int(sizeof v / sizeof v[0]);
+  constexpr auto all = std::make_index_sequence<lanes>();
+  if constexpr (lanes >= 16) v = fold(v, rotate_lanes<8>(v, all));
+  if constexpr (lanes >= 8) v = fold(v, rotate_lanes<4>(v, all));
+  if constexpr (lanes >= 4) v = fold(v, rotate_lanes<2>(v, all));
+  v = fold(v, rotate_lanes<1>(v, all));
+  return v[0];
+}
 
 // The lanes of a float vector as doubles, in order.
 LIPVAE_INLINE void widen(Simd<float>::V v, Simd<double>::V& low, Simd<double>::V& high) {
@@ -282,6 +343,17 @@ LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::I ma
   }
   return count;
 #endif
+}
+
+// Asks for the lines that come `distance` after the next `bytes`. The arithmetic of a line fills the
+// window in which a core looks ahead, so without this each line's latency shows. Past the end of the
+// data it asks in vain, without a fault.
+template <int bytes>
+LIPVAE_INLINE void prefetch_ahead(const void* p) {
+  constexpr int line = 64, distance = 2048;
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
+  for (int offset = 0; offset < bytes; offset += line)
+    __builtin_prefetch(reinterpret_cast<const void*>(address + offset));
 }
 
 // Orders streaming stores before whatever other threads read next.

@@ -143,6 +143,32 @@ def test_extreme_logits(backend: str, family: str, scale: float) -> None:
     assert_as_accurate("importance", got, truth, same)
 
 
+@pytest.mark.parametrize("size", [4, 9, 14, 16.6, 17, 30, 80, 86, 87, 88, 100, 180, 300, 355, 700])
+def test_bernoulli_of_confident_logits(size: float) -> None:
+    """Each row keeps its own relative precision: the sure one, the one that errs, others."""
+    target = torch.randint(0, 2, (2, 784)).float()
+    sure = size * (2 * target - 1)
+    one_wrong = sure.clone()
+    one_wrong[:, 5] *= -1
+    logits = torch.stack([sure, one_wrong, 3 * torch.randn(2, 784), 3 * torch.randn(2, 784)])
+    logits[3, :, 700] = -size
+    with lipvae.backend("cpp"):
+        got = importance_log_likelihood(logits, target)
+    truth = reference.importance(logits.double(), target.double())
+    torch.testing.assert_close(got.double(), truth, rtol=16 * 2**-23, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_not_finite_shows(backend: str, bad: float) -> None:
+    logits, target = torch.randn(3, 2, 100), torch.rand(2, 100)
+    logits[1, 1, 40] = bad
+    with lipvae.backend(backend):
+        got = importance_log_likelihood(logits, target)
+    assert got.isfinite().sum() == 5
+    assert not got[1, 1].isfinite()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_result_does_not_depend_on_its_neighbours(backend: str) -> None:
     for family in FAMILIES:
