@@ -209,6 +209,16 @@ def _padded(x: Tensor, size: int, dim: int = 0) -> Tensor:
     return torch.cat([x, *[x.narrow(dim, -1, 1)] * short], dim)
 
 
+def by_columns(statistic: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    """A statistic of each column of a table, [S, B] -> [B], that no other column can reach.
+
+    A vectorised exponential rounds a vector's lanes one way and a remainder another, so the columns
+    go through in blocks of the same shape.
+    """
+    blocks = [_padded(part, GROUP, 1).contiguous() for part in table.split(GROUP, 1)]
+    return torch.cat([statistic(block) for block in blocks])[: table.shape[1]]
+
+
 def _joined(posteriors: list[Any], size: int) -> Any:
     """The posteriors of all rows in one, with parameters in double, padded to `size` rows."""
     joined = {

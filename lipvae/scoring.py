@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lipvae import scores as definitions
-from lipvae._importance_pass import ImportancePass, Noise, noise_of
+from lipvae._importance_pass import ImportancePass, Noise, by_columns, noise_of
 from lipvae._validate import check_count, check_unit_interval, describe
 from lipvae.batches import Images, as_input, checked, generator
 from lipvae.calibration import Calibration, fingerprint
@@ -188,7 +188,10 @@ class Scorer:
             found = {}
             for score in self._scores:
                 part = evidence if score.source == "evidence" else getattr(evidence, score.source)
-                found[score.name] = score.statistic(part)
+                if score.source == "draws":
+                    found[score.name] = by_columns(score.statistic, part)
+                else:
+                    found[score.name] = score.statistic(part)
         return found
 
     def statistics(self, x: Tensor) -> ImportanceStatistics:
