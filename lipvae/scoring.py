@@ -187,11 +187,11 @@ class Scorer:
             )
             found = {}
             for score in self._scores:
-                part = evidence if score.source == "evidence" else getattr(evidence, score.source)
                 if score.source == "draws":
-                    found[score.name] = by_columns(score.statistic, part)
-                else:
-                    found[score.name] = score.statistic(part)
+                    found[score.name] = by_columns(score.statistic, evidence.draws)
+                    continue
+                part = evidence if score.source == "evidence" else getattr(evidence, score.source)
+                found[score.name] = score.statistic(part)
         return found
 
     def statistics(self, x: Tensor) -> ImportanceStatistics:
