@@ -116,7 +116,7 @@ def draw(plot: Plot, rows: Iterable[Row], path: Path) -> bool:
             ratio_points.setdefault(key, []).append((size, row["to_limit"]))
     if not time_points:
         return False
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
     for (name, role), points in time_points.items():
         _line(left, name, points, role)
     for (name, role), points in ratio_points.items():
@@ -127,7 +127,7 @@ def draw(plot: Plot, rows: Iterable[Row], path: Path) -> bool:
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", xlabel=plot.axis)
         axes.grid(alpha=0.3)
-    left.legend(fontsize="small")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(plot.op)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
