@@ -57,6 +57,11 @@ struct QuickExpMinus {
   }
 
  private:
+  // Out of range it wraps around, which signed numbers may not.
+  static LIPVAE_INLINE S::I subtract(S::I a, S::I b) {
+    typedef std::uint32_t U __attribute__((vector_size(vector_bytes)));
+    return (S::I)((U)a - (U)b);
+  }
   LIPVAE_INLINE V parts(V x, V& scale) {
     const V log2e = S::splat(ExpConstants<float>::log2e), shifted = S::splat(magic) + x * log2e;
     const V r = (shifted - S::splat(magic)) - x * log2e;
@@ -65,10 +70,10 @@ struct QuickExpMinus {
     if constexpr (S::has_lookup) {
       S::I roots;
       __builtin_memcpy(&roots, root_table.entry, sizeof roots);
-      scale = (V)(S::lookup(roots, bits) - (bits << 21));
+      scale = (V)subtract(S::lookup(roots, bits), bits << 21);
       return horner(exp2_of_eighths, r);
     } else {
-      scale = (V)(S::splat_int(root_table.entry[0]) - (bits << 23));
+      scale = (V)subtract(S::splat_int(root_table.entry[0]), bits << 23);
       return horner(ExpConstants<float>::exp2, r);
     }
   }
