@@ -129,12 +129,8 @@ LIPVAE_INLINE void bernoulli_block(const float* logits, std::int64_t stride, con
     Simd<double>::V sums = {}, products = Simd<double>::splat(1.0);
     for_each_double<float>(linear[r], [&](auto part) { sums += part; });
     for_each_double<float>(product[r], [&](auto part) { products *= part; });
-    double sum = sums[0], factor = products[0];
-    for (int j = 1; j < Simd<double>::lanes; ++j) {
-      sum += sums[j];
-      factor *= products[j];
-    }
-    const double log_likelihood = sum - __builtin_log(factor);
+    const double log_likelihood =
+        add_lanes<double>(sums) - __builtin_log(multiply_lanes<double>(products));
     // A factor loses 2^-24 at most. That is 2^-19 of a sum of this size, and much less if it is random.
     const bool precise = exp_minus[r].in_range() && log_likelihood * -32.0 >= double(n);
     out[r] = precise ? log_likelihood : __builtin_nan("");

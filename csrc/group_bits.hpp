@@ -97,8 +97,8 @@ class BitWriter {
 };
 
 // Reads count bits at bit `position` of code into the buffer. `bytes` are those of the whole code.
-LIPVAE_INLINE void extract_bits(const std::uint8_t* code, std::int64_t bytes, std::int64_t position, int count,
-                                BitBuffer& bits) {
+LIPVAE_INLINE void extract_bits(const std::uint8_t* code, std::int64_t bytes, std::int64_t position,
+                                int count, BitBuffer& bits) {
   const std::uint8_t* p = code + position / 8;
   const int offset = int(position % 8);
   for (int i = 0; i < count; i += 64, p += 8) {

@@ -1,4 +1,4 @@
-#include "group_bits.hpp"
+#include "group_code.hpp"
 #include "groups.hpp"
 #include "isa_kernels.hpp"
 #include "networks.hpp"
@@ -41,7 +41,8 @@ struct Forward {
   static constexpr bool reads_code = false, writes_code = record;
   template <class Bits>
   static LIPVAE_INLINE void apply(typename Simd<T>::V* e, Bits bits) {
-    sort_network<T, g, record>(e, [&](int c, typename Simd<T>::I mask) { bits.put(c, mask); }, comparators<g>);
+    using I = typename Simd<T>::I;
+    sort_network<T, g, record>(e, [&](int c, I mask) { bits.put(c, mask); }, comparators<g>);
   }
 };
 template <class T, int g>
@@ -52,78 +53,6 @@ struct Backward {
     using V = typename Simd<T>::V;
     undo_network<T, g>(e, [&](int c, V& a, V& b) { bits.swap(c, a, b); }, comparators<g>);
   }
-};
-
-// The bits of one vector of groups, in a buffer for each comparator. Vectors come in order; only the
-// last may start inside a byte (aligned == false).
-template <class T, bool aligned>
-struct VectorBits {
-  BitBuffer* buffer;
-  int first;  // group
-  LIPVAE_INLINE void put(int c, typename Simd<T>::I swapped) const {
-    constexpr int lanes = Simd<T>::lanes;
-    const unsigned mask = Simd<T>::movemask(swapped);
-    std::uint8_t* p = buffer[c].bytes + first / 8;
-    if constexpr (aligned && lanes >= 8) {
-      __builtin_memcpy(p, &mask, lanes / 8);  // little-endian
-    } else {
-      unsigned bits = 0;
-      __builtin_memcpy(&bits, p, 4);
-      bits = (bits & ((1u << first % 8) - 1u)) | mask << first % 8;
-      __builtin_memcpy(p, &bits, 4);
-    }
-  }
-  LIPVAE_INLINE void swap(int c, typename Simd<T>::V& a, typename Simd<T>::V& b) const {
-    typename Simd<T>::Int bits;
-    __builtin_memcpy(&bits, buffer[c].bytes + first / 8, sizeof bits);
-    Simd<T>::swap_where(aligned && Simd<T>::lanes >= 8 ? bits : bits >> first % 8, a, b);
-  }
-};
-
-// The mask of the one comparator of pairs, as it is.
-template <class T>
-struct PairMask {
-  typename Simd<T>::I* mask;
-  LIPVAE_INLINE void put(int, typename Simd<T>::I swapped) const { *mask = swapped; }
-};
-
-// The bits of one row of groups. with(position, count, body) applies body to those of `count` groups at
-// the bit `position` of each comparator's code.
-template <class Pass, int g, bool = Pass::writes_code && g == 2>
-class RowBits {
- public:
-  LIPVAE_INLINE RowBits(std::uint8_t* code, std::int64_t bytes, std::int64_t stride)
-      : code_(code), bytes_(bytes), stride_(stride) {}
-  template <class Body>
-  LIPVAE_INLINE void with(std::int64_t position, int count, Body&& body) {
-    BitBuffer buffer[Network<g>::size];
-    if constexpr (Pass::reads_code)
-      for (int c = 0; c < Network<g>::size; ++c)
-        extract_bits(code_ + c * stride_, bytes_, position, count, buffer[c]);
-    body(buffer);
-    if constexpr (Pass::writes_code)
-      for (int c = 0; c < Network<g>::size; ++c) append_bits(code_ + c * stride_, position, count, buffer[c]);
-  }
-  LIPVAE_INLINE void finish() {}
-
- private:
-  std::uint8_t* code_;
-  std::int64_t bytes_, stride_;
-};
-// Pairs have one comparator, whose code is written in words, one after the other: through a buffer each
-// would be stored, and read again before it has left the core.
-template <class Pass, int g>
-class RowBits<Pass, g, true> {
- public:
-  LIPVAE_INLINE RowBits(std::uint8_t* code, std::int64_t, std::int64_t) : writer_(code) {}
-  template <class Body>
-  LIPVAE_INLINE void with(std::int64_t, int, Body&& body) {
-    body(&writer_);
-  }
-  LIPVAE_INLINE void finish() { writer_.finish(); }
-
- private:
-  BitWriter writer_;
 };
 
 // The word of up to 64 pairs: run(i, mask) sorts the vector from pair i on.

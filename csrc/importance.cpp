@@ -52,11 +52,7 @@ double block_log_likelihood(const T* parameters, const T* target, std::int64_t d
   for (int s = 0; s < streams; ++s) for_each_double<T>(linear[s], [&](auto part) { total += part; });
   if constexpr (Family::uses_growing) logs -= GrowingProduct<T>::log(growing);
   if constexpr (Family::scaled_sign != 0) logs += Family::scaled_sign * ScaledProduct<T>::log(scaled);
-  double lane[Simd<double>::lanes];
-  Simd<double>::store(lane, total);
-  for (int width = Simd<double>::lanes / 2; width > 0; width /= 2)
-    for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
-  return lane[0] + logs;
+  return add_lanes<double>(total) + logs;
 }
 
 // Sum of the log density over the dimensions of one sample of one input. Its order depends on the row

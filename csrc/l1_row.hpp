@@ -1,7 +1,7 @@
 // Passes over one row of weights.
 #pragma once
 
-#include "simd.hpp"
+#include "lanes.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 
@@ -15,19 +15,6 @@ LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body) {
     for (int u = 0; u < unroll; ++u) body(S::load(w + i + u * S::lanes), u);
   for (; i + S::lanes <= n; i += S::lanes) body(S::load(w + i), 0);
   if (i < n) body(S::load_first(w + i, n - i), 0);
-}
-
-template <class T>
-LIPVAE_INLINE T add_lanes(typename Simd<T>::V v) {
-  return fold_lanes(v, [](auto a, auto b) { return a + b; });
-}
-template <class T>
-LIPVAE_INLINE std::int64_t count_lanes(typename Simd<T>::I v) {
-  return fold_lanes(v, [](auto a, auto b) { return a + b; });
-}
-template <class T>
-LIPVAE_INLINE T max_lanes(typename Simd<T>::V v) {
-  return fold_lanes(v, [](auto a, auto b) { return Simd<T>::max(a, b); });
 }
 
 template <class T>

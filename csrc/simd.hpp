@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -216,7 +215,8 @@ struct Simd {
       const __m256i high = _mm256_packs_epi32((__m256i)m[2], (__m256i)m[3]);
       // Packing keeps to 16-byte halves: four lanes of each vector, then the other four.
       const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-      return unsigned(_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order)));
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+      return unsigned(_mm256_movemask_epi8(bytes));
     }
 #elif defined(__SSE2__) && !defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
@@ -258,30 +258,6 @@ struct Simd {
 #endif
   }
 };
-
-// Lane i of the result is lane (i + by) % lanes of v.
-template <int by, class Vector, std::size_t... lane>
-LIPVAE_INLINE Vector rotate_lanes(Vector v, std::index_sequence<lane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(v, v, int((lane + by) % sizeof...(lane))...);
-#else
-  typedef decltype(v < v) Index;
-  return __builtin_shuffle(v, Index{(lane + by) % sizeof...(lane)...});
-#endif
-}
-
-// Folds the upper half of the lanes onto the lower, and so on down to one lane: the order depends on
-// nothing but their number.
-template <class Vector, class Fold>
-LIPVAE_INLINE auto fold_lanes(Vector v, Fold&& fold) {
-  constexpr int lanes = int(sizeof v / sizeof v[0]);
-  constexpr auto all = std::make_index_sequence<lanes>();
-  if constexpr (lanes >= 16) v = fold(v, rotate_lanes<8>(v, all));
-  if constexpr (lanes >= 8) v = fold(v, rotate_lanes<4>(v, all));
-  if constexpr (lanes >= 4) v = fold(v, rotate_lanes<2>(v, all));
-  v = fold(v, rotate_lanes<1>(v, all));
-  return v[0];
-}
 
 // The lanes of a float vector as doubles, in order.
 LIPVAE_INLINE void widen(Simd<float>::V v, Simd<double>::V& low, Simd<double>::V& high) {

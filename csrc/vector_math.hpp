@@ -1,7 +1,7 @@
 // exp, 1 - exp(-x) and products whose logarithm is taken once for many factors.
 #pragma once
 
-#include "simd.hpp"
+#include "lanes.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 
@@ -157,11 +157,8 @@ struct GrowingProduct {
     typename Simd<double>::V total = {};
     for (int i = 0; i < n; ++i)
       for_each_double<T>(products[i].less_one, [&](auto part) { total = total * part + (total + part); });
-    double lane[Simd<double>::lanes];
-    Simd<double>::store(lane, total);
-    for (int width = Simd<double>::lanes / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lane[i] = lane[i] * lane[i + width] + (lane[i] + lane[i + width]);
-    return lane[0] < 1.0 ? __builtin_log1p(lane[0]) : __builtin_log(1.0 + lane[0]);
+    const double all = fold_lanes(total, [](auto a, auto b) { return a * b + (a + b); });
+    return all < 1.0 ? __builtin_log1p(all) : __builtin_log(1.0 + all);
   }
 };
 
@@ -187,13 +184,9 @@ struct ScaledProduct {
       exponents += products[i].exponent;
       for_each_double<T>(products[i].mantissa, [&](auto part) { total *= part; });
     }
-    double lane[Simd<double>::lanes];
-    Simd<double>::store(lane, total);
-    for (int width = Simd<double>::lanes / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lane[i] *= lane[i + width];
     std::int64_t exponent = 0;
     for (int i = 0; i < Simd<T>::lanes; ++i) exponent += exponents[i];
-    return __builtin_log(lane[0]) + double(exponent) * 0.69314718055994530942;
+    return __builtin_log(multiply_lanes<double>(total)) + double(exponent) * 0.69314718055994530942;
   }
 };
 

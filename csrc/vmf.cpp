@@ -1,6 +1,7 @@
 // Samples of the von Mises-Fisher distribution, equation (4). See vmf_draws.hpp for t = 1 - <mu, x>
 // and vmf_normals.hpp for the tangent.
 #include "isa_kernels.hpp"
+#include "lanes.hpp"
 #include "parallel.hpp"
 #include "vmf_draws.hpp"
 #include "vmf_normals.hpp"
@@ -40,14 +41,6 @@ LIPVAE_INLINE void for_each_pair(const float* g, const float* mu, std::int64_t n
   if (i < n) widen(i, S::keep(S::first(n - i), S::load(g + i)), S::load_first(mu + i, n - i), n - i);
 }
 
-LIPVAE_INLINE double sum_lanes(Vec<double> v) {
-  double lane[Simd<double>::lanes];
-  Simd<double>::store(lane, v);
-  for (int width = Simd<double>::lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
-}
-
 // One Newton step towards norm 1.
 LIPVAE_INLINE void scale_to_norm(double* x, double square, std::int64_t dim) {
   const double correction = 0.5 * (1.0 - square);
@@ -75,11 +68,11 @@ LIPVAE_INLINE void place(T* out, const T* mu, const T* g, double t, std::int64_t
     sum_mm += mm[0] + mm[1];
   }
   const double mu0 = double(mu[0]);
-  const double scale = 1.0 / __builtin_sqrt(sum_lanes(sum_mm) + mu0 * mu0);
+  const double scale = 1.0 / __builtin_sqrt(add_lanes<double>(sum_mm) + mu0 * mu0);
   const double first = mu0 * scale, sign = first < 0 ? -1.0 : 1.0;
   const double w = 1.0 - t, s = __builtin_sqrt(t * (2.0 - t));
-  const double along = s / __builtin_sqrt(sum_lanes(sum_gg));
-  const double c = along * sum_lanes(sum_gm) * scale;
+  const double along = s / __builtin_sqrt(add_lanes<double>(sum_gg));
+  const double c = along * add_lanes<double>(sum_gm) * scale;
   const Vec<double> by_g = Simd<double>::splat(along);
   const Vec<double> by_mu = Simd<double>::splat((w - c / (1.0 + sign * first)) * scale);
   out[0] = T(first * w - sign * c);
@@ -94,7 +87,7 @@ LIPVAE_INLINE void place(T* out, const T* mu, const T* g, double t, std::int64_t
                                    : Simd<double>::store_first(rest + i, x, count);
     });
     // The roundings of few coordinates add up to 3 ulp of the norm; many average out.
-    if (dim <= vmf_renormalised) scale_to_norm(out, sum_lanes(square) + out[0] * out[0], dim);
+    if (dim <= vmf_renormalised) scale_to_norm(out, add_lanes<double>(square) + out[0] * out[0], dim);
   } else {
     HalfFloats narrow[2];
     for_each_pair(g, mu + 1, dim - 1,

@@ -163,7 +163,7 @@ def choose(op: str, tensor: Tensor, *, kernel: bool = True) -> str:
     Raises:
         RuntimeError: if the requested backend cannot run the op on this tensor.
     """
-    name = _requested.get() or _process_wide  # requested(), without the call
+    name = requested()
     if name is None and kernel and tensor.is_cpu and tensor.dtype in _CPP_DTYPES:
         return "cpp" if cpp_availability().module else "reference"
     if name is not None:

@@ -96,9 +96,9 @@ def _step(model: VAE, loc: Tensor, variance: Tensor, offsets: Tensor, target: Te
         best = _objective(model, start, offsets, target)
         (gradient,) = torch.autograd.grad(best.sum(), start)
     with torch.no_grad():
-        chosen = loc
+        chosen, direction = loc, variance * gradient
         for length in LENGTHS:
-            tried = loc + length * variance * gradient
+            tried = loc + length * direction
             found = _objective(model, tried, offsets, target)
             # A comparison with NaN is false: a step into the void is not taken.
             better = found > best

@@ -22,7 +22,6 @@ from lipvae.experiments.settings import (
     lipschitz_spec,
 )
 from lipvae.experiments.tasks import Task
-from lipvae.scores import SCORES as score_titles
 
 NAME = "ablation-compactness"
 TITLE = "What compactness does"
@@ -57,22 +56,24 @@ SCORES = (
     ("is_log_likelihood", False),
     ("f_agg", False),
 )
-ROWS = tuple(Row(spec, score, refined=refined) for spec in SPECS for score, refined in SCORES)
 
 
-def label(score: str, refined: bool) -> str:
-    """Of a column.
+def rows_of(spec: ModelSpec) -> tuple[Row, ...]:
+    """A row for each column of the table."""
+    return tuple(Row(spec, score, refined=refined) for score, refined in SCORES)
 
-    Example:
-        >>> label("hole_indicator", True)
-        'Hole indicator, refined'
-    """
-    return f"{score_titles[score].title}{', refined' if refined else ''}"
+
+LABELS = tuple(row.label for row in rows_of(VANILLA))
+
+
+def all_rows() -> tuple[Row, ...]:
+    """The rows of all models."""
+    return tuple(row for spec in SPECS for row in rows_of(spec))
 
 
 def tasks(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[Task]:
     """The models, their scores, and their latent norms."""
-    found = table2.tasks_of(runner, ROWS, pairs, seeds)
+    found = table2.tasks_of(runner, all_rows(), pairs, seeds)
     for inliers, outliers in table2.available(runner, pairs).items():
         for spec in SPECS:
             for seed in seeds:
@@ -89,10 +90,7 @@ def assemble(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> dic
         models = []
         for spec in SPECS if reason is None else ():
             rows = {
-                label(score, refined): evaluate(
-                    runner, Row(spec, score, refined=refined), pair, seeds
-                )["metrics"]
-                for score, refined in SCORES
+                row.label: evaluate(runner, row, pair, seeds)["metrics"] for row in rows_of(spec)
             }
             models.append(
                 {
@@ -106,7 +104,7 @@ def assemble(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> dic
         listed.append(
             {"pair": pair.name, "title": pair.title, "unavailable": reason, "models": models}
         )
-    return {"pairs": listed, "models": table2.model_records(runner, ROWS, pairs, seeds)}
+    return {"pairs": listed, "models": table2.model_records(runner, all_rows(), pairs, seeds)}
 
 
 def _norm(
@@ -130,12 +128,11 @@ def render(result: dict[str, Any]) -> str:
         if pair["unavailable"]:
             parts.append(f"Not run: {pair['unavailable']}.\n")
             continue
-        labels = [label(*score) for score in SCORES]
-        header = ["model", *labels, "norm, inliers", "norm, outliers"]
+        header = ["model", *LABELS, "norm, inliers", "norm, outliers"]
         lines = [
             [
                 m["title"],
-                *(markdown.spread((m["scores"][name] or {}).get("auroc")) for name in labels),
+                *(markdown.spread((m["scores"][name] or {}).get("auroc")) for name in LABELS),
                 markdown.spread(m["inlier_norm"]),
                 markdown.spread(m["outlier_norm"]),
             ]
@@ -154,8 +151,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     pairs = [pair for pair in result["pairs"] if pair["models"]]
     with subplots(path, max(1, len(pairs)), 1, width=9.0) as axes:
         for (ax,), pair in zip(axes, pairs, strict=False):
-            for score in SCORES:
-                there = [(m["title"], m["scores"][label(*score)]) for m in pair["models"]]
+            for label in LABELS:
+                there = [(m["title"], m["scores"][label]) for m in pair["models"]]
                 values = [(title, m["auroc"]) for title, m in there if m is not None]
                 ax.errorbar(
                     [title for title, _ in values],
@@ -163,9 +160,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
                     [value["spread"] or 0.0 for _, value in values],
                     marker="o",
                     capsize=3,
-                    label=label(*score),
+                    label=label,
                 )
             ax.set(ylabel="AUROC (%)")
             ax.set_title(pair["title"], fontsize="medium")
             ax.tick_params(axis="x", rotation=20, labelsize="small")
-            ax.legend(fontsize="small")
+            ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))

@@ -44,7 +44,12 @@ class Row:
     @property
     def title(self) -> str:
         """For tables."""
-        title = f"{self.model.title if self.model else 'No model'}: {SCORES[self.score].title}"
+        return f"{self.model.title if self.model else 'No model'}: {self.label}"
+
+    @property
+    def label(self) -> str:
+        """The title without the model."""
+        title = SCORES[self.score].title
         return f"{title}, refined" if self.refined else title
 
     @property

@@ -37,13 +37,14 @@ SINGLE = tuple(
     for name, score in SCORES.items()
     if score.source in ("statistics", "evidence") and name != "likelihood_regret"
 )
+STATISTICS = tuple(name for name in SINGLE if SCORES[name].source == "statistics")
 GROUPS: dict[str, tuple[str, ...]] = {
     "single": SINGLE,
     "draws": tuple(score.name for score in ensembles.SCORES),
     "regret": ("likelihood_regret",),
     "confounds": tuple(score.name for score in confounds.SCORES),
-    "statistics": tuple(name for name in SINGLE if SCORES[name].source == "statistics"),
-    "refined": tuple(name for name in SINGLE if SCORES[name].source == "statistics"),
+    "statistics": STATISTICS,
+    "refined": STATISTICS,
 }
 
 

@@ -14,7 +14,6 @@ from lipvae.experiments.settings import (
     LIPSCHITZ,
     PAPER_PAIRS,
     VANILLA,
-    ModelSpec,
     Pair,
 )
 from lipvae.experiments.tasks import Task
@@ -113,13 +112,10 @@ def cost_records(
     runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
     """How fast each group of scores was, over all seeds and test sets."""
-    groups: dict[tuple[str, str], tuple[ModelSpec | None, list[str]]] = {}
-    for row in ROWS:
-        key = (row.group, row.model.title if row.model else "No model")
-        groups.setdefault(key, (row.model, []))[1].append(row.score)
+    groups = {(row.group, row.model.title if row.model else "No model"): row.model for row in ROWS}
     found = []
     for inliers, outliers in available(runner, pairs).items():
-        for (group, title), (spec, _) in groups.items():
+        for (group, title), spec in groups.items():
             records = [
                 runner.score_record(group, spec, inliers, seed, name)
                 for seed in (seeds if spec else [0])
@@ -238,7 +234,7 @@ def render(result: dict[str, Any]) -> str:
             ["model", "trained on", "scores, computed together", "images", "images per second"],
             [
                 [
-                    cost["title"],
+                    cost["title"] + (", refined" if cost["group"] == "refined" else ""),
                     cost["inliers"],
                     ", ".join(cost["scores"]),
                     str(cost["images"]),

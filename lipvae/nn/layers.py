@@ -170,8 +170,8 @@ class LipschitzLayer(nn.Module):
     def _keeps_threshold(self) -> bool:
         """Whether a pass starts from the last thresholds and leaves its own for the next.
 
-        It writes them into `_buffers`, which is what an assignment does after 10 us of checks of
-        this 1 us of work. A compiled graph keeps no state.
+        It writes them into `_buffers`, as an assignment does in the end, without the checks of one.
+        A compiled graph keeps no state.
         """
         return self.training and not compiling()
 

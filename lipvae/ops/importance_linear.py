@@ -55,6 +55,7 @@ def _block(
     images, weight_t = target.contiguous().split(1), weight.t()
     # One buffer for all tiles: a fresh one would have to find its way into the cache each time.
     buffer = hidden.new_empty(min(k, TILE_SAMPLES), len(weight))
+    # Not strict: an empty batch splits into one empty part.
     for samples, image, values in zip(hidden.unbind(1), images, out, strict=False):
         tiles = zip(samples.split(TILE_SAMPLES), values.split(TILE_SAMPLES), strict=True)
         for tile, value in tiles:

@@ -125,12 +125,9 @@ def _op_backward(
     group_size: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = backward(
-        grad, x, weight, threshold,
-        projected if projected.numel() else None,
-        code if group_size else None,
-        group_size, needs,
-    )  # fmt: skip
+    kept = projected if projected.numel() else None
+    bits = code if group_size else None
+    found = backward(grad, x, weight, threshold, kept, bits, group_size, needs)
     grad_x, grad_weight, grad_bias = (x.new_empty(0) if g is None else g for g in found)
     return grad_x, grad_weight, grad_bias
 
