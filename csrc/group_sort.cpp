@@ -51,7 +51,9 @@ struct Backward {
   template <class Bits>
   static LIPVAE_INLINE void apply(typename Simd<T>::V* e, Bits bits) {
     using V = typename Simd<T>::V;
-    undo_network<T, g>(e, [&](int c, V& a, V& b) { bits.swap(c, a, b); }, comparators<g>);
+    // Out of line, each of the 19 comparators of g = 8 would pass its vectors through memory.
+    auto swap = [&](int c, V& a, V& b) __attribute__((always_inline)) { bits.swap(c, a, b); };
+    undo_network<T, g>(e, swap, comparators<g>);
   }
 };
 
