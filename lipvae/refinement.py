@@ -84,24 +84,23 @@ def refined(
 
 
 def _objective(model: VAE, loc: Tensor, offsets: Tensor, target: Tensor) -> Tensor:
-    """The ELBO up to its entropy, [B]."""
-    z = loc + offsets
+    """The ELBO up to its entropy at means [L, B, m], by offsets [S, B, m]: [L, B]."""
+    z = (loc + offsets.unsqueeze(1)).flatten(0, 1)  # [S * L, B, m]
     log_likelihood = ops.importance(model.decode(z), target, model.likelihood.name)
-    return (log_likelihood + model.log_prior(z)).mean(0)
+    objective = log_likelihood + model.log_prior(z)
+    return objective.unflatten(0, (len(offsets), len(loc))).mean(0)
 
 
 def _step(model: VAE, loc: Tensor, variance: Tensor, offsets: Tensor, target: Tensor) -> Tensor:
     with torch.enable_grad():
         start = loc.detach().requires_grad_()
-        best = _objective(model, start, offsets, target)
-        (gradient,) = torch.autograd.grad(best.sum(), start)
+        here = _objective(model, start.unsqueeze(0), offsets, target)
+        (gradient,) = torch.autograd.grad(here.sum(), start)
     with torch.no_grad():
-        chosen, direction = loc, variance * gradient
-        for length in LENGTHS:
-            tried = loc + length * direction
-            found = _objective(model, tried, offsets, target)
-            # A comparison with NaN is false: a step into the void is not taken.
-            better = found > best
-            best = torch.where(better, found, best)
-            chosen = torch.where(better.unsqueeze(-1), tried, chosen)
-        return chosen
+        lengths = loc.new_tensor(LENGTHS).view(-1, 1, 1)
+        tried = loc + lengths * (variance * gradient)
+        found = _objective(model, tried, offsets, target)
+        # A step into the void is not taken.
+        best, index = found.nan_to_num(nan=-torch.inf).max(0)
+        chosen = tried.gather(0, index.view(1, -1, 1).expand(1, *loc.shape)).squeeze(0)
+        return torch.where((best > here.squeeze(0)).unsqueeze(-1), chosen, loc)

@@ -63,8 +63,8 @@ class Scorer:
     An encoder serves all inputs and fits none of them best. With `refine` steps of natural
     gradient each input's mean first goes up its own ELBO, and the scores are those of the posterior
     found there: :mod:`lipvae.refinement`. On a Lipschitz VAE that took the inliers' heavy tail off
-    the hole indicator; docs/results.md shows where it helps and where it does not. A step costs
-    about as much as 100 samples.
+    the hole indicator; docs/results.md shows where it helps and where it does not. A step decodes
+    80 samples, 16 of them with a gradient.
 
     A score depends on (model, x, seed, num_samples, refine) only. On a CPU it is the same bit for
     bit whatever the batch, its order and size, the other rows and the number of threads: every
