@@ -30,6 +30,7 @@ from lipvae.experiments import (
     figure3,
     paper,
     parse_pairs,
+    recipe,
     reproduce,
     rows,
     runner,
@@ -42,6 +43,7 @@ from lipvae.experiments.images import lift
 from lipvae.experiments.rows import Row
 from lipvae.experiments.tasks import Task, run_all
 from lipvae.metrics import ood_metrics
+from lipvae.models import MODELS
 
 PAIR = Pair("digits", "photo-patches")
 TINY = replace(
@@ -480,11 +482,12 @@ def test_densities() -> None:
     assert figure2.density(np.full(10, 0.3), grid) is None
 
 
-@pytest.mark.parametrize("name", ["figure3", "ablation-compactness"])
+@pytest.mark.parametrize("name", ["figure3", "ablation-compactness", "ablation-recipe"])
 def test_ablations_on_digits(tmp_path, monkeypatch, name: str) -> None:
     specs = {m: settings.lipschitz_spec(1.0, decoder=m) for m in (1, 5)}
     monkeypatch.setattr(figure3, "SPECS", specs)
-    monkeypatch.setattr(compactness, "SPECS", tuple(specs.values()))
+    for module in (compactness, recipe):
+        monkeypatch.setattr(module.ABLATION, "specs", tuple(specs.values()))
     made = tuple(Row(spec, score) for spec in specs.values() for score in figure3.SCORES)
     monkeypatch.setattr(figure3, "ROWS", made)
     written = reproduce(name, make(tmp_path), [0, 1], [PAIR])
@@ -496,10 +499,33 @@ def test_ablations_on_digits(tmp_path, monkeypatch, name: str) -> None:
     assert [len(values) for values in found] == [2, 2]
     if name == "figure3":
         assert [e["decoder_lipschitz"] for e in entries] == [1, 5]
-    else:
+    if name == "ablation-compactness":
         assert all(e["inlier_norm"]["mean"] >= 0 for e in entries)
     assert "± " in written.markdown.read_text()
-    assert written.figure.read_bytes().startswith(b"\x89PNG")
+    if written.figure is None:
+        assert not recipe.PLOTS
+    else:
+        assert written.figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_recipe_is_another_one() -> None:
+    specs = recipe.ABLATION.specs
+    models = [MODELS[spec.kind](**spec.arguments((1, 8, 8))) for spec in specs]
+    found = {
+        json.dumps([model.config, spec.training, spec.times_epochs], sort_keys=True)
+        for model, spec in zip(models, specs, strict=True)
+    }
+    assert len(found) == len(specs) == len({spec.name for spec in specs})
+
+
+def test_a_model_may_train_longer(tmp_path) -> None:
+    maker = make(tmp_path)
+    longer = replace(settings.VANILLA, times_epochs=2)
+    keys = [maker.model_key(spec, "digits", 0) for spec in (settings.VANILLA, longer)]
+    assert keys[0] != keys[1]
+    maker.run([maker.train_task(longer, "digits", 0)])
+    record = maker.record(longer, "digits", 0)
+    assert len(record["history"]["train_elbo"]) == 2 * maker.budget.epochs("digits")
 
 
 def test_no_figure_without_matplotlib(tmp_path, monkeypatch) -> None:
@@ -560,4 +586,5 @@ def test_command_line_refuses_and_stops(tmp_path, monkeypatch) -> None:
         "figure2",
         "figure3",
         "ablation-compactness",
+        "ablation-recipe",
     }

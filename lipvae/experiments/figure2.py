@@ -70,11 +70,12 @@ def tasks(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[T
         for spec in SPECS:
             found.append(runner.train_task(spec, pair.inliers, seed))
             for name in _sets(runner, pair)[0]:
-                found.append(_task(runner, spec, pair.inliers, seed, name))
+                found.append(norm_task(runner, spec, pair.inliers, seed, name))
     return found
 
 
-def _task(runner: Runner, spec: ModelSpec, inliers: str, seed: int, name: str) -> Task:
+def norm_task(runner: Runner, spec: ModelSpec, inliers: str, seed: int, name: str) -> Task:
+    """Keeps the norms of a test set."""
     path = _path(runner, spec, inliers, seed, name)
 
     def run() -> None:
@@ -82,6 +83,14 @@ def _task(runner: Runner, spec: ModelSpec, inliers: str, seed: int, name: str) -
 
     label = f"encode {name} by {spec.title} of {inliers}, seed {seed}"
     return Task(str(path), label, 1.0, path.exists, run)
+
+
+def kept_norms(
+    runner: Runner, spec: ModelSpec, inliers: str, seed: int, name: str
+) -> Tensor | None:
+    """The norms of a test set, float64 [N]; None before they are computed."""
+    path = _path(runner, spec, inliers, seed, name)
+    return store.read_tensors(path)["norm"] if path.exists() else None
 
 
 def density(values: np.ndarray[Any, Any], grid: np.ndarray[Any, Any]) -> list[float] | None:
@@ -113,9 +122,9 @@ def assemble(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> dic
 def _panel(runner: Runner, spec: ModelSpec, pair: Pair, seed: int) -> dict[str, Any] | None:
     found: dict[str, np.ndarray[Any, Any]] = {}
     for name in _sets(runner, pair)[0]:
-        path = _path(runner, spec, pair.inliers, seed, name)
-        if path.exists():
-            found[name] = store.read_tensors(path)["norm"].numpy()
+        kept = kept_norms(runner, spec, pair.inliers, seed, name)
+        if kept is not None:
+            found[name] = kept.numpy()
     if not found:
         return None
     # The near-constant sets are spikes; the grid follows the others.

@@ -85,10 +85,13 @@ class Runner:
             "arguments": spec.arguments(self.images.shape(inliers)),
             "training": spec.training,
             "inliers": inliers,
-            "epochs": self.budget.epochs(inliers),
+            "epochs": self._epochs(spec, inliers),
             "seed": seed,
         }
         return store.key_of(f"{inliers}-{spec.name}-s{seed}", configuration)
+
+    def _epochs(self, spec: ModelSpec, inliers: str) -> int:
+        return spec.times_epochs * self.budget.epochs(inliers)
 
     def _model_path(self, spec: ModelSpec, inliers: str, seed: int) -> Path:
         return self.out / "models" / f"{self.model_key(spec, inliers, seed)}.safetensors"
@@ -96,7 +99,7 @@ class Runner:
     def train_task(self, spec: ModelSpec, inliers: str, seed: int) -> Task:
         """Trains a model."""
         path = self._model_path(spec, inliers, seed)
-        steps = self.budget.epochs(inliers) * self.images.train_count(inliers) / 128
+        steps = self._epochs(spec, inliers) * self.images.train_count(inliers) / 128
         cost = steps * _STEP[_kind(inliers)] * (1.3 if spec.kind == "BayesianVAE" else 1.0)
         return Task(
             str(path),
@@ -117,7 +120,7 @@ class Runner:
         history = lipvae.fit(
             model,
             self.images.train(inliers),
-            epochs=self.budget.epochs(inliers),
+            epochs=self._epochs(spec, inliers),
             device=self.device,
             seed=seed,
             checkpoint=checkpoint,

@@ -18,6 +18,7 @@ from lipvae.experiments import (
     figure1,
     figure2,
     figure3,
+    recipe,
     store,
     table1,
     table2,
@@ -29,7 +30,7 @@ from lipvae.experiments.tasks import Task
 
 EXPERIMENTS: dict[str, ModuleType] = {
     module.NAME: module
-    for module in (table1, figure1, dimensions, table2, figure2, figure3, compactness)
+    for module in (table1, figure1, dimensions, table2, figure2, figure3, compactness, recipe)
 }
 
 

@@ -97,6 +97,7 @@ class ModelSpec:
         kind: key in `lipvae.models.MODELS`.
         options: arguments besides those of the data.
         training: arguments of `lipvae.fit` besides those of the budget.
+        times_epochs: how often it makes the budget's passes over the training images.
     """
 
     name: str
@@ -104,6 +105,7 @@ class ModelSpec:
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    times_epochs: int = 1
 
     def arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
         """The model's arguments for images of a shape: m = 10 for grey ones, 70 for colour."""
