@@ -187,10 +187,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 _draw(ax, panel)
                 inliers = pair["pair"].partition(":")[0]
                 ax.set_title(f"{panel['title']}, trained on {inliers}", fontsize="medium")
+            # Its sets are those of the whole line, and beside the curves it hides none.
+            line[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw(ax: Any, panel: dict[str, Any]) -> None:
-
     for name, of in panel["sets"].items():
         median = of["quantiles"][QUANTILES.index(0.5)]
         if of["density"] is None or name.startswith("near-"):
@@ -199,5 +200,6 @@ def _draw(ax: Any, panel: dict[str, Any]) -> None:
         color = f"C{len(ax.lines)}"
         ax.plot(panel["grid"], of["density"], color=color, label=name)
         ax.fill_between(panel["grid"], of["density"], alpha=0.2, color=color)
+    if panel["certified_norm"] is not None:
+        ax.axvline(panel["certified_norm"], linestyle=":", color="black", label="certified bound")
     ax.set(xlabel="L-infinity norm of the posterior mean", ylabel="density", ylim=(0, None))
-    ax.legend(fontsize="small")
