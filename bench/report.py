@@ -1,4 +1,4 @@
-"""Draws the plots and writes the tables of docs/performance.md."""
+"""Draws the plots of docs/performance.md and writes its tables."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bench import bars, bench_scoring, results
 from bench.results import MeasuredCase, Row, factor, megabytes, seconds
 
 PAGE = "performance.md"
+CASES = "tables/performance-cases.md"
 # The parts of the page that commands write.
 MEASURED, ROOFLINE = "measured", "roofline"
 
@@ -159,24 +160,35 @@ def case_table(measured: Sequence[MeasuredCase]) -> str:
     return "\n".join(lines)
 
 
+def measured_on(rows: Sequence[Row]) -> str:
+    """The machines of the rows, as a list."""
+    return "\n".join(f"- {line}" for line in dict.fromkeys(_machine(row) for row in rows))
+
+
 def section(rows: Sequence[Row], images: Sequence[Path]) -> str:
-    """The measured part of the page."""
-    machines = dict.fromkeys(_machine(row) for row in rows)
-    parts = ["Measured on:", "\n".join(f"- {line}" for line in machines)]
+    """The measured part of the page: bars and plots."""
+    parts = ["Measured on:", measured_on(rows)]
     if any(row["device"] == "cpu" for row in rows):
         parts += ["### Bars", bars.table(bars.judge(rows))]
     if not any(row["device"] == "cuda" for row in rows):
         parts.append("GPU: not measured on a GPU.")
-    for op in dict.fromkeys(row["op"] for row in rows):
-        parts.append(f"### {op}")
-        names = {plot.name for plot in PLOTS if plot.op == op}
-        parts += [
-            f"![{op}: time and ratio to the limit]({image.name})"
-            for image in images
-            if image.stem.removeprefix("performance-") in names
-        ]
-        parts.append(case_table(results.cases(row for row in rows if row["op"] == op)))
+    parts.append(f"Every case, with quantiles and peers: [{CASES}]({CASES}).")
+    titles = {f"performance-{plot.name}": f"{plot.op}, by {plot.axis}" for plot in PLOTS}
+    parts.append("### Plots")
+    parts += [
+        f"![{titles[image.stem]}: time and ratio to the limit]({image.name})" for image in images
+    ]
     return "\n\n".join(parts)
+
+
+def cases_page(rows: Sequence[Row]) -> str:
+    """The page of all cases."""
+    parts = ["# Every case of the bench", "Printed by `python -m bench report`. Measured on:"]
+    parts.append(measured_on(rows))
+    for op in dict.fromkeys(row["op"] for row in rows):
+        parts.append(f"## {op}")
+        parts.append(case_table(results.cases(row for row in rows if row["op"] == op)))
+    return "\n\n".join(parts) + "\n"
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -207,7 +219,7 @@ def fill(out: Path, name: str, text: str) -> Path:
 
 
 def write(rows: Sequence[Row], out: Path) -> list[Path]:
-    """Draws all plots into `out` and fills the tables of its performance.md.
+    """Draws all plots into `out`, fills the bars of its performance.md and writes all cases.
 
     Plots come from rows of one thread on a CPU where there are any, else from all rows.
 
@@ -221,4 +233,7 @@ def write(rows: Sequence[Row], out: Path) -> list[Path]:
         path = out / f"performance-{plot.name}.png"
         if draw(plot, drawn, path):
             images.append(path)
-    return [*images, fill(out, MEASURED, section(rows, images))]
+    cases = out / CASES
+    cases.parent.mkdir(parents=True, exist_ok=True)
+    cases.write_text(cases_page(rows))
+    return [*images, cases, fill(out, MEASURED, section(rows, images))]

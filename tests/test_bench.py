@@ -143,7 +143,9 @@ def test_report_draws_and_fills_the_page(run_rows, tmp_path):
     assert text.endswith("After\n")
     assert "stale" not in text
     assert "not measured on a GPU" in text
-    assert "sort (LNets)" in text
+    assert report.CASES in text
+    cases = (tmp_path / report.CASES).read_text()
+    assert "sort (LNets)" in cases
 
 
 def test_report_needs_its_markers():
