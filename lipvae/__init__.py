@@ -11,6 +11,7 @@ import torch  # noqa: F401  (first: lipvae._C shares its OpenMP runtime)
 from lipvae import functional, likelihoods, nn
 from lipvae._backend import backend
 from lipvae._backend import warn_without_extension as _warn_without_extension
+from lipvae.conformal import p_values
 from lipvae.models import VAE, BayesianVAE, Ensemble, HypersphericalVAE, LipschitzVAE
 from lipvae.persistence import load, save
 from lipvae.scoring import Scorer
@@ -33,6 +34,7 @@ __all__ = [
     "likelihoods",
     "load",
     "nn",
+    "p_values",
     "save",
 ]
 

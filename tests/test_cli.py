@@ -209,6 +209,21 @@ def test_score_writes_every_double_to_the_bit(
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_scores_with_p_values(tmp_path: Path, model: Path, images: np.ndarray) -> None:
+    np.save(tmp_path / "good.npy", images[:9])
+    np.save(tmp_path / "x.npy", images)
+    out = tmp_path / "s.csv"
+    options = ["--scores", "elbo,kl", "--inliers", tmp_path / "good.npy"]
+    run("score", model, tmp_path / "x.npy", "--out", out, *options)
+    found = rows(out.read_text())
+    assert list(found[0]) == ["input", "id", "elbo", "kl", "elbo_p", "kl_p"]
+    for name in ("elbo", "kl"):
+        scores = [float(row[name]) for row in found]
+        for row, score in zip(found, scores, strict=True):
+            as_high = sum(s >= score for s in scores[:9])
+            assert float(row[f"{name}_p"]) == (1 + as_high) / 10
+
+
 def test_csv_and_parquet_agree(tmp_path: Path, model: Path, images: np.ndarray) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     np.savez(tmp_path / "x.npz", images)

@@ -9,6 +9,7 @@ import typer
 
 from lipvae.cli import _common as common
 from lipvae.cli._writers import open_writer
+from lipvae.conformal import p_values
 from lipvae.inputs import open_inputs
 
 
@@ -30,6 +31,15 @@ def score(
     num_samples: common.NumSamples = 128,
     refine: common.Refine = 0,
     calibrate: common.CalibrationImages = None,
+    inliers: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that should pass, and that the model was not trained on: adds a column "
+            "NAME_p for each score, the share of such images that score as high. Flagging what is "
+            "at most 0.01 gives a false alarm in a hundred.",
+            rich_help_panel="Scores",
+        ),
+    ] = None,
     split: common.Split = "test",
     resize: common.Resize = False,
     seed: common.Seed = 0,
@@ -46,16 +56,22 @@ def score(
 
     - `lipvae score model photos/ --out scores.csv`
     - `lipvae score model day1.npy day2.npz:images --scores hole_indicator -o s.parquet`
+    - `lipvae score model photos/ --inliers good_photos/ -o scores.csv`
     - `lipvae score model mnist:test | sort -t, -k3 -g | tail`
     """
     loaded = common.load_model(model, device)
     scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate, refine)
     shape = loaded.input_shape
     sources = [open_inputs(spec, shape, split=split, resize=resize) for spec in inputs]
+    passing = {}
+    if inliers is not None:
+        held_out = open_inputs(inliers, shape, split=split, resize=resize)
+        passing = common.score_all(scorer, held_out, batch_size, quiet)
     rows = 0
-    with open_writer(out, scorer.names) as writer:
+    with open_writer(out, [*scorer.names, *(f"{name}_p" for name in passing)]) as writer:
         for source in sources:
             for batch, values in common.score_inputs(scorer, source, batch_size, quiet):
+                values |= {f"{n}_p": p_values(values[n], known) for n, known in passing.items()}
                 writer.write(source.name, batch.ids, values)
                 rows += len(batch.ids)
     if out is not None and not quiet:
