@@ -103,15 +103,24 @@ class ImportancePass:
         refine: steps by which each input's mean moves before the samples are drawn,
             :mod:`lipvae.refinement`.
         seed: of the samples of those steps.
+        decoder_dtype: what the decoder's products take; None for the model's.
     """
 
-    def __init__(self, model: VAE, noise: Noise, refine: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: VAE,
+        noise: Noise,
+        refine: int = 0,
+        seed: int = 0,
+        decoder_dtype: torch.dtype | None = None,
+    ) -> None:
         self._model = model
         self._noise = noise
         self._refine = refine
         self._steps_noise = antithetic_noise(seed, model.latent_dim) if refine else None
         self._head = model.decoder_head()
         self._dtype = next(model.parameters()).dtype
+        self._decoder_dtype = decoder_dtype
 
     def run(self, x: Tensor, block: int) -> ImportanceStatistics:
         """The statistics of each image.
@@ -180,11 +189,26 @@ class ImportancePass:
 
     def _log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
         """log p(x | z_k), [K', B]."""
+        if self._decoder_dtype is not None:
+            return self._low_log_likelihood(z, target, self._decoder_dtype)
         model, head = self._model, self._head
         if head is None:
             return ops.importance(model.decode(z), target, model.likelihood.name)
         hidden = model.decode_hidden(z)
         return ops.importance_linear(hidden, head.weight, head.bias, target, model.likelihood.name)
+
+    def _low_log_likelihood(self, z: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same with the decoder's weights and activations rounded to `dtype`."""
+        model, head, family = self._model, self._head, self._model.likelihood.name
+        with torch.autocast(z.device.type, dtype):
+            # The fused kernel adds up and reduces in float32. A CPU's products round their output.
+            if z.is_cuda and head is not None:
+                hidden = model.decode_hidden(z).to(dtype)
+                weight = head.weight.to(dtype)
+                bias = None if head.bias is None else head.bias.to(dtype)
+                return ops.importance_linear(hidden, weight, bias, target, family)
+            parameters = model.decode(z)
+        return ops.importance(parameters.to(self._dtype), target, family)
 
 
 def _parts(x: Tensor, size: int, alone: bool) -> list[Tensor]:

@@ -16,6 +16,8 @@ POSTERIORS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (NormalPosterior, VonMisesFisherPosterior)
 }
 
+_DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
+
 
 def fingerprint(model: VAE) -> str:
     """A digest of a model's weights, by which a calibration knows its model."""
@@ -37,6 +39,7 @@ class Calibration:
         num_samples: K of `entropy`.
         model: digest of the model's weights.
         refine: steps of the posteriors that `entropy` comes from, see :class:`lipvae.Scorer`.
+        decoder_dtype: of the decoder's products there.
     """
 
     entropy: float
@@ -45,6 +48,7 @@ class Calibration:
     num_samples: int
     model: str
     refine: int = 0
+    decoder_dtype: torch.dtype | None = None
 
     def save(self, path: StrPath) -> None:
         """Writes the calibration to one file, beside the model's for instance.
@@ -69,6 +73,7 @@ class Calibration:
             "num_samples": self.num_samples,
             "model": self.model,
             "refine": self.refine,
+            "decoder_dtype": None if self.decoder_dtype is None else str(self.decoder_dtype),
             "posterior": kind,
         }
         write_archive(path, "calibration", tensors, content)
@@ -85,6 +90,7 @@ class Calibration:
         if kind != "calibration":
             raise ValueError(f"path must hold a calibration, got {str(path)!r}, a {kind}")
         try:
+            dtype = content["decoder_dtype"]
             posterior = POSTERIORS[content["posterior"]](**select(tensors, "posterior."))
             return cls(
                 entropy=float(content["entropy"]),
@@ -93,6 +99,7 @@ class Calibration:
                 num_samples=int(content["num_samples"]),
                 model=str(content["model"]),
                 refine=int(content["refine"]),
+                decoder_dtype=None if dtype is None else _DTYPES[dtype],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} holds a damaged calibration: {error!r}") from error

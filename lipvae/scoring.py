@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -20,6 +21,9 @@ from lipvae.statistics import ImportanceStatistics
 
 # Images that an accelerator decodes at once, TILE samples of each.
 DEFAULT_BLOCK = 64
+
+# What a decoder's products may be rounded to.
+DECODER_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Scorer:
@@ -66,12 +70,17 @@ class Scorer:
     the hole indicator; docs/results.md shows where it helps and where it does not. A step decodes
     80 samples, 16 of them with a gradient.
 
-    A score depends on (model, x, seed, num_samples, refine) only. On a CPU it is the same bit for
-    bit whatever the batch, its order and size, the other rows and the number of threads: every
-    image is computed alone by one thread, with noise keyed by (seed, k), and as many images at once
-    as torch has threads. On an accelerator images are computed in padded blocks of `batch_size`, so
-    the shapes are always the same there too; another `batch_size` may move the last bits. So may
-    the batch in ``likelihood_regret``, whose gradient steps go over blocks of images.
+    The decoder does most of the work. With `decoder_dtype` its weights and activations are rounded
+    to 16 bits, for hardware whose products are faster there; docs/performance.md has what that does
+    to the scores. Encoder, samples, densities and sums keep their precision.
+
+    A score depends on (model, x, seed, num_samples, refine, decoder_dtype) only. On a CPU it is the
+    same bit for bit whatever the batch, its order and size, the other rows and the number of
+    threads: every image is computed alone by one thread, with noise keyed by (seed, k), and as many
+    images at once as torch has threads. On an accelerator images are computed in padded blocks of
+    `batch_size`, so the shapes are always the same there too; another `batch_size` may move the
+    last bits. So may the batch in ``likelihood_regret``, whose gradient steps go over blocks of
+    images.
 
     Args:
         model: a trained :class:`lipvae.VAE` or a subclass, or a :class:`lipvae.Ensemble`. It is
@@ -86,9 +95,14 @@ class Scorer:
         calibration: what :meth:`calibrate` found before, of this model and K.
         refine: steps by which each input's mean is moved; 0 takes the encoder's. Normal posteriors
             only.
+        decoder_dtype: torch.bfloat16 or torch.float16; None for the model's own.
 
     Raises:
         TypeError, ValueError: for an argument of the wrong type or out of range.
+
+    Warns:
+        RuntimeWarning: for a `decoder_dtype` on a CPU without instructions for it, where it is
+            right but slow.
 
     Source: Glazunov & Zarras 2023, section 4.1.
 
@@ -115,6 +129,7 @@ class Scorer:
         num_draws: int = 8,
         calibration: Calibration | None = None,
         refine: int = 0,
+        decoder_dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(model, VAE | Ensemble):
             raise TypeError(f"model must be a lipvae.VAE, got {type(model).__name__}")
@@ -143,6 +158,7 @@ class Scorer:
                 f"refine must be 0 for a posterior that is not normal, got {refine} "
                 f"for {type(model).__name__}"
             )
+        self.decoder_dtype = _check_decoder_dtype(decoder_dtype, members)
         self._noise: dict[tuple[str, int], Noise] = {}
         self._drawn: tuple[object, Ensemble] | None = None
         self.calibration = calibration
@@ -228,6 +244,11 @@ class Scorer:
                 raise ValueError(
                     f"calibration must be of refine={self.refine}, got one of {value.refine}"
                 )
+            if value.decoder_dtype != self.decoder_dtype:
+                raise ValueError(
+                    f"calibration must be of decoder_dtype={self.decoder_dtype}, got one of "
+                    f"{value.decoder_dtype}"
+                )
             if value.model != fingerprint(self._single()):
                 raise ValueError("calibration must be of this model, got one of other weights")
         self._calibration = value
@@ -273,6 +294,7 @@ class Scorer:
             num_samples=self.num_samples,
             model=fingerprint(model),
             refine=self.refine,
+            decoder_dtype=self.decoder_dtype,
         )
         return self
 
@@ -285,7 +307,8 @@ class Scorer:
         key = (model.posterior_family, model.latent_dim)
         if key not in self._noise:
             self._noise[key] = noise_of(model, self.num_samples, self.seed)
-        return ImportancePass(model, self._noise[key], self.refine, self.seed)
+        noise = self._noise[key]
+        return ImportancePass(model, noise, self.refine, self.seed, self.decoder_dtype)
 
     def _members(self) -> Ensemble:
         """The models theta_s; those of a Bayesian model are drawn anew when its weights change."""
@@ -349,8 +372,39 @@ class Scorer:
         return (
             f"Scorer({type(self.model).__name__}, scores={self.names}, "
             f"num_samples={self.num_samples}, seed={self.seed}"
-            f"{f', refine={self.refine}' if self.refine else ''})"
+            f"{f', refine={self.refine}' if self.refine else ''}"
+            f"{f', decoder_dtype={self.decoder_dtype}' if self.decoder_dtype else ''})"
         )
+
+
+def _cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has products of a 16-bit type on this CPU."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def _check_decoder_dtype(dtype: torch.dtype | None, members: Sequence[VAE]) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    if dtype not in DECODER_DTYPES.values():
+        raise ValueError(
+            f"decoder_dtype must be None, {' or '.join(map(str, DECODER_DTYPES.values()))}, "
+            f"got {dtype!r}"
+        )
+    if any(getattr(model, "decoder_lipschitz", None) is not None for model in members):
+        raise ValueError(
+            f"decoder_dtype must be None for a Lipschitz decoder, got {dtype}: rounding would "
+            "break its constant"
+        )
+    on_cpu = next(members[0].parameters()).is_cpu
+    if on_cpu and not _cpu_multiplies(dtype):
+        warnings.warn(
+            f"this CPU has no instructions for {dtype}: decoder_dtype makes scores slower here",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return dtype
 
 
 @contextlib.contextmanager

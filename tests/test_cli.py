@@ -407,6 +407,17 @@ def test_refine(tmp_path: Path, model: Path) -> None:
     assert "refine = 1" in result.stdout
 
 
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions")
+def test_decoder_dtype(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "numbers.json"
+    arguments = ["evaluate", model, "-i", "digits", "-u", "near-black", "--limit", 10]
+    result = run(*arguments, "--decoder-dtype", "bfloat16", "--json", path)
+    assert "decoder in bfloat16" in result.stdout
+    assert json.loads(path.read_text())["decoder_dtype"] == "torch.bfloat16"
+    message = refused(*arguments, "--decoder-dtype", "int8")
+    assert "must be bfloat16 or float16, got 'int8'" in message
+
+
 def test_bad_evaluations(model: Path) -> None:
     message = refused("evaluate", model, "-i", "digits", "-u", "digits:test")
     assert "must differ, got digits:test twice" in message

@@ -6,7 +6,10 @@ import copy
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ import lipvae.distributions
 from lipvae import _importance_pass, reference
 from lipvae._importance_pass import ImportancePass, noise_of
 from lipvae._workers import for_each
+from lipvae.calibration import Calibration
 from lipvae.models import VAE, HypersphericalVAE, LipschitzVAE
 from lipvae.noise import standard_normal
 from lipvae.scores import SCORES
@@ -290,6 +294,82 @@ def test_seed_and_samples_matter() -> None:
     assert same(Scorer(model, num_samples=16)(x), base)
 
 
+def rounded_decoder(model: VAE, z: Tensor, dtype: torch.dtype) -> Tensor:
+    """The logits of a fully connected decoder whose every product and output is rounded."""
+    rows = z.to(dtype)
+    for layer in model.decoder:
+        if isinstance(layer, torch.nn.Linear):
+            rows = rows.double() @ layer.weight.to(dtype).double().t()
+            rows = (rows + layer.bias.to(dtype).double()).to(dtype)
+        else:
+            rows = layer(rows)
+    return rows.double()
+
+
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_decoder_of_16_bits_is_the_rounded_one(dtype: torch.dtype) -> None:
+    model = make()
+    x = images(model, 9)
+    found = Scorer(model, num_samples=50, decoder_dtype=dtype).statistics(x)
+    full = Scorer(model, num_samples=50).statistics(x)
+    with torch.no_grad():
+        posterior = model.encode(x)
+        noise = standard_normal(0, 50, model.latent_dim).unsqueeze(1)
+        z = (posterior.loc.double() + (0.5 * posterior.log_variance.double()).exp() * noise).float()
+        logits = rounded_decoder(model, z, dtype)
+        truth = reference.importance(logits, x.flatten(1).double(), "bernoulli").mean(0)
+    error = (found.log_likelihood_mean - truth).abs().mean()
+    rounding = (full.log_likelihood_mean - truth).abs().mean()
+    assert error < 0.1 * rounding
+    assert rounding < 64 * torch.finfo(dtype).eps * full.hole_indicator.max()
+
+
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions")
+@pytest.mark.parametrize("name", ["fc", "fc-lipschitz", "conv", "gaussian", "sphere"])
+def test_a_decoder_of_16_bits_keeps_the_promises(name: str, threads: int) -> None:
+    model = make(name)
+    x = images(model, 10)
+    scorer = Scorer(model, num_samples=30, decoder_dtype=torch.bfloat16)
+    whole = scorer(x)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(2))
+    assert same(scorer(x[order]), {n: v[order] for n, v in whole.items()})
+    assert same(scorer(x[4:5]), {n: v[4:5] for n, v in whole.items()})
+    full = Scorer(model, num_samples=30)(x)
+    assert not torch.equal(whole["elbo"], full["elbo"])
+    torch.testing.assert_close(whole["kl"], full["kl"])  # the decoder has no part in it
+    torch.testing.assert_close(whole["elbo"], full["elbo"], rtol=0.02, atol=0.1)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions")
+def test_a_calibration_belongs_to_its_decoder_dtype(tmp_path: Path) -> None:
+    model = make()
+    options: dict[str, Any] = {"scores": ["typicality"], "num_samples": 4}
+    low = Scorer(model, **options, decoder_dtype=torch.float16).calibrate(images(model, 6))
+    assert low.calibration is not None
+    low.calibration.save(tmp_path / "calibration")
+    kept = Calibration.load(tmp_path / "calibration")
+    assert kept.decoder_dtype == torch.float16
+    Scorer(model, **options, decoder_dtype=torch.float16, calibration=kept)
+    with pytest.raises(ValueError, match=r"decoder_dtype=None, got one of torch\.float16"):
+        Scorer(model, **options, calibration=kept)
+
+
+def test_a_decoder_of_16_bits_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipvae.scoring._cpu_multiplies", lambda dtype: False)
+    with pytest.warns(RuntimeWarning, match="no instructions for torch.bfloat16"):
+        scorer = Scorer(make(), num_samples=8, decoder_dtype=torch.bfloat16)
+    assert "decoder_dtype=torch.bfloat16" in repr(scorer)
+    monkeypatch.setattr("lipvae.scoring._cpu_multiplies", lambda dtype: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Scorer(make(), num_samples=8, decoder_dtype=torch.float16)
+    bounded = LipschitzVAE(SHAPE, 3, "fc", (32, 32), decoder_lipschitz=2.0)
+    with pytest.raises(ValueError, match="rounding would break its constant"):
+        Scorer(bounded, decoder_dtype=torch.bfloat16)
+
+
 def test_names_and_default_scores() -> None:
     model = make()
     x = images(model, 2)
@@ -432,6 +512,8 @@ def test_bad_inputs(change, error: type[Exception], message: str) -> None:  # ty
         ({"scores": ("elbo", "nonsense")}, ValueError, "hole_indicator.*got 'nonsense'"),
         ({"scores": ("elbo", "elbo")}, ValueError, "repeat"),
         ({"scores": ("hole_indicator",), "num_samples": 1}, ValueError, "at least 2, got 1"),
+        ({"decoder_dtype": torch.float32}, ValueError, "decoder_dtype must be None, torch.bfloat"),
+        ({"decoder_dtype": "bfloat16"}, ValueError, "decoder_dtype must be None, torch.bfloat16"),
     ],
 )
 def test_bad_arguments(arguments: dict, error: type[Exception], message: str) -> None:

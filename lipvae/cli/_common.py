@@ -20,7 +20,7 @@ from lipvae.inputs import Batch, Inputs, open_inputs, read_all
 from lipvae.models import VAE, Ensemble
 from lipvae.persistence import load
 from lipvae.scores import ALL, SCORES
-from lipvae.scoring import Scorer
+from lipvae.scoring import DECODER_DTYPES, Scorer
 from lipvae.training import DivergenceError
 
 MODEL_FILE = "model.safetensors"
@@ -71,6 +71,14 @@ Refine = Annotated[
         help="Steps by which each image's latent mean goes up its own ELBO before it is sampled: "
         "slower, and another score.",
         rich_help_panel="Scores",
+    ),
+]
+DecoderDtype = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Round the decoder to {' or '.join(DECODER_DTYPES)}, where the hardware is faster "
+        "with it. By default it keeps the model's precision.",
+        rich_help_panel="Computing",
     ),
 ]
 BatchSize = Annotated[
@@ -174,6 +182,7 @@ def make_scorer(
     batch_size: int,
     training: str | None = None,
     refine: int = 0,
+    decoder_dtype: str | None = None,
 ) -> Scorer:
     """The scorer of the options.
 
@@ -185,13 +194,19 @@ def make_scorer(
         batch_size: the option --batch-size.
         training: the option --calibrate.
         refine: the option --refine.
+        decoder_dtype: the option --decoder-dtype.
     """
+    if decoder_dtype is not None and decoder_dtype not in DECODER_DTYPES:
+        raise ValueError(
+            f"--decoder-dtype must be {' or '.join(DECODER_DTYPES)}, got {decoder_dtype!r}"
+        )
     scores: list[str] | str | None = names
     if names is not None:
         scores = [name.strip() for name in names.split(",") if name.strip()]
         scores = ALL if scores == [ALL] else scores
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "refine": refine}
     options["batch_size"] = min(batch_size, 64)
+    options["decoder_dtype"] = None if decoder_dtype is None else DECODER_DTYPES[decoder_dtype]
     scorer = Scorer(model, scores, **options)
     if training is not None:
         images = read_all(open_inputs(training, model.input_shape, split="train"))

@@ -43,6 +43,7 @@ def evaluate(
     seed: common.Seed = 0,
     device: common.Device = "auto",
     batch_size: common.BatchSize = 256,
+    decoder_dtype: common.DecoderDtype = None,
     quiet: common.Quiet = False,
 ) -> None:
     """Measure how well each score tells outliers from inliers.
@@ -56,7 +57,9 @@ def evaluate(
     - `lipvae evaluate model -i good.npy -u scratched/ -u near-black --json result.json`
     """
     loaded = common.load_model(model, device)
-    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate, refine)
+    scorer = common.make_scorer(
+        loaded, scores, num_samples, seed, batch_size, calibrate, refine, decoder_dtype
+    )
     shape = loaded.input_shape
     inner = open_inputs(inliers, shape, split=split, resize=resize)
     outer = [open_inputs(spec, shape, split=split, resize=resize) for spec in outliers]
@@ -78,6 +81,7 @@ def evaluate(
     }
     title = f"{type(loaded).__name__}, K = {num_samples}"
     title += f", refine = {refine}" if refine else ""
+    title += f", decoder in {decoder_dtype}" if decoder_dtype else ""
     if json_out is not None and str(json_out) == "-":
         typer.echo(json.dumps(content, indent=2))
     else:
@@ -99,4 +103,5 @@ def describe(scorer: Scorer) -> dict[str, Any]:
         "num_samples": scorer.num_samples,
         "seed": scorer.seed,
         "refine": scorer.refine,
+        "decoder_dtype": None if scorer.decoder_dtype is None else str(scorer.decoder_dtype),
     }

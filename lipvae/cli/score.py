@@ -45,6 +45,7 @@ def score(
     seed: common.Seed = 0,
     device: common.Device = "auto",
     batch_size: common.BatchSize = 256,
+    decoder_dtype: common.DecoderDtype = None,
     quiet: common.Quiet = False,
 ) -> None:
     """Score images: one row each, higher is more out-of-distribution.
@@ -60,7 +61,9 @@ def score(
     - `lipvae score model mnist:test | sort -t, -k3 -g | tail`
     """
     loaded = common.load_model(model, device)
-    scorer = common.make_scorer(loaded, scores, num_samples, seed, batch_size, calibrate, refine)
+    scorer = common.make_scorer(
+        loaded, scores, num_samples, seed, batch_size, calibrate, refine, decoder_dtype
+    )
     shape = loaded.input_shape
     sources = [open_inputs(spec, shape, split=split, resize=resize) for spec in inputs]
     passing = {}

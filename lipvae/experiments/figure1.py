@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 import torch
 from torch import Tensor
 
@@ -187,7 +188,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
                 _draw(ax, sphere, _frame(side * centre))
                 where = "towards the inliers" if side > 0 else "from behind"
                 ax.set_title(f"{sphere['title']}: {where}", fontsize="medium")
-            line[0].legend(fontsize="x-small", loc="lower left", bbox_to_anchor=(-0.15, -0.05))
+            line[-1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _frame(towards: Array) -> Array:
@@ -206,8 +207,7 @@ def _draw(ax: Any, sphere: dict[str, Any], frame: Array) -> None:
     z = np.sqrt(np.clip(1 - x * x - y * y, 0, None))
     directions = np.stack([x, y, z], -1)[inside] @ frame
     picture = np.full(x.shape, np.nan)
-    cells = _cells(torch.from_numpy(directions))
-    picture[inside] = shades(sphere["log_density"])[cells.numpy()]
+    picture[inside] = _interpolated(shades(sphere["log_density"]), directions)
     ax.imshow(
         picture, extent=(-1, 1, -1, 1), origin="lower", cmap="Blues", vmin=0, vmax=1.4, zorder=0
     )
@@ -218,6 +218,17 @@ def _draw(ax: Any, sphere: dict[str, Any], frame: Array) -> None:
         ax.scatter(seen[:, 0], seen[:, 1], s=4, linewidths=0, color=color, label=of["title"])
     ax.set_axis_off()
     ax.set_aspect("equal")
+
+
+def _interpolated(values: Array, directions: Array) -> Array:
+    """Values between the cells' middles, linearly, around the sphere: [N] at directions [N, 3]."""
+    table = np.pad(values.reshape(LATITUDES, LONGITUDES), ((1, 1), (0, 0)), mode="edge")
+    table = np.pad(table, ((0, 0), (1, 1)), mode="wrap")
+    row = np.arccos(directions[:, 2].clip(-1, 1)) * (LATITUDES / math.pi) + 0.5
+    turn = np.arctan2(directions[:, 1], directions[:, 0]) % (2 * math.pi)
+    column = turn * (LONGITUDES / (2 * math.pi)) + 0.5
+    found: Array = scipy.ndimage.map_coordinates(table, [row, column], order=1)
+    return found
 
 
 def page(result: dict[str, Any]) -> str:
