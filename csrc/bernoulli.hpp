@@ -83,14 +83,21 @@ struct QuickExpMinus {
 constexpr std::int64_t bernoulli_block_length =
     max_lane_factors * Simd<float>::lanes < max_factors ? max_lane_factors * Simd<float>::lanes : max_factors;
 
-// Sums x_i l_i - log(1 + e^l_i) over a block of dimensions, at most bernoulli_block_length, for several
-// rows of logits, so that the end of one hides behind another's. Row r starts at logits + r * stride. A
-// row that would lose digits gets a NaN.
+// Where the targets of a few rows of logits start: often all at the same place.
 template <int rows>
-LIPVAE_INLINE void bernoulli_block(const float* logits, std::int64_t stride, const float* target,
-                                   std::int64_t n, double* out) {
+struct Targets {
+  const float* row[rows];
+};
+
+// Sums x_i l_i - log(1 + e^l_i) over a block of dimensions [start, start + n), n at most
+// bernoulli_block_length, for several rows of logits, so that the end of one hides behind another's. Row
+// r starts at logits + r * stride. A row that would lose digits gets a NaN.
+template <int rows>
+LIPVAE_INLINE void bernoulli_block(const float* logits, std::int64_t stride, const Targets<rows>& target,
+                                   std::int64_t start, std::int64_t n, double* out) {
   using S = Simd<float>;
   using V = S::V;
+  logits += start;
   V linear[rows] = {}, product[rows];
   QuickExpMinus exp_minus[rows];
   for (int r = 0; r < rows; ++r) product[r] = S::splat(1.0f);
@@ -104,9 +111,9 @@ LIPVAE_INLINE void bernoulli_block(const float* logits, std::int64_t stride, con
     for (int r = 0; r < rows; ++r) prefetch_ahead<2 * vector_bytes>(logits + r * stride + i);
 #pragma GCC unroll 2
     for (int s = 0; s < 2; ++s) {
-      const V x = S::load(target + i + s * S::lanes);
 #pragma GCC unroll 4
       for (int r = 0; r < rows; ++r) {
+        const V x = S::load(target.row[r] + start + i + s * S::lanes);
         const V l = S::load(logits + r * stride + i + s * S::lanes);
         add(r, l, x);
         product[r] = exp_minus[r].grow(product[r], S::abs(l));
@@ -115,10 +122,10 @@ LIPVAE_INLINE void bernoulli_block(const float* logits, std::int64_t stride, con
   }
   for (; i < n; i += S::lanes) {
     const bool partial = n - i < S::lanes;
-    const V x = partial ? S::load_first(target + i, n - i) : S::load(target + i);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
-      const float* at = logits + r * stride + i;
+      const float *at = logits + r * stride + i, *image = target.row[r] + start + i;
+      const V x = partial ? S::load_first(image, n - i) : S::load(image);
       const V l = partial ? S::load_first(at, n - i) : S::load(at);
       add(r, l, x);
       product[r] = exp_minus[r].grow(product[r], S::abs(l), S::first(n - i));

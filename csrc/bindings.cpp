@@ -174,6 +174,71 @@ void importance_backward(Address grad_out, Address parameters, Address target, A
   lipvae::kernels().importance_backward(arguments);
 }
 
+// Panels are of one instruction set: another one's would be read as other weights.
+void check_width(std::int64_t width, DType dtype) {
+  const std::int64_t own = lipvae::kernels().panel_width(dtype);
+  if (width != own) throw py::value_error(given("width", "panel_width(dtype) = " + std::to_string(own), width));
+}
+
+std::int64_t panels_span(std::int64_t planes, std::int64_t columns, std::int64_t inner, std::int64_t width) {
+  span({{"planes", planes}, {"D", columns}, {"H", inner}});
+  return span({{"planes", planes}, {"D", (columns + width - 1) / width * width}, {"H", 1 + inner}});
+}
+
+std::int64_t panel_width(int dtype) { return lipvae::kernels().panel_width(dtype_of(dtype)); }
+
+void linear_pack(Address weight, Address bias, Address panels, std::int64_t planes, std::int64_t columns,
+                 std::int64_t plane_stride, std::int64_t inner, std::int64_t width, int dtype, int threads) {
+  check_width(width, dtype_of(dtype));
+  const std::int64_t size = panels_span(planes, columns, inner, width);
+  if (plane_stride < columns) throw py::value_error(given("plane_stride", "at least D", plane_stride));
+  check_threads(threads);
+  check_address("weight", weight, planes * columns * inner);
+  check_address("panels", panels, size);
+  const lipvae::LinearPack arguments{pointer<const void>(weight), pointer<const void>(bias),
+                                     pointer<void>(panels), planes, columns, plane_stride, inner,
+                                     dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().linear_pack(arguments);
+}
+
+void linear_forward(Address x, Address panels, Address out, std::int64_t rows, std::int64_t columns,
+                    std::int64_t inner, std::int64_t width, bool relu, int dtype, int threads) {
+  check_width(width, dtype_of(dtype));
+  const std::int64_t weights = panels_span(1, columns, inner, width);
+  check_threads(threads);
+  check_address("x", x, span({{"rows", rows}, {"H", inner}}));
+  check_address("panels", panels, weights);
+  check_address("out", out, span({{"rows", rows}, {"D", columns}}));
+  const lipvae::Linear arguments{pointer<const void>(x), pointer<const void>(panels), pointer<void>(out),
+                                 rows, columns, inner, relu, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().linear(arguments);
+}
+
+void importance_linear_forward(Address hidden, Address panels, Address target, Address total,
+                               std::int64_t samples, std::int64_t batch, std::int64_t dim,
+                               std::int64_t inner, std::int64_t width, int family, int dtype,
+                               int threads) {
+  const Family kind = family_of(family);
+  check_width(width, dtype_of(dtype));
+  const std::int64_t rows = span({{"K", samples}, {"B", batch}});
+  const std::int64_t weights = panels_span(planes_of(kind), dim, inner, width);
+  const std::int64_t columns = planes_of(kind) * ((dim + width - 1) / width * width);
+  if (columns * (dtype == 0 ? 4 : 8) > lipvae::logits_bytes)
+    throw py::value_error(given("D", "less: a row of parameters has to fit into 256 kB", dim));
+  check_threads(threads);
+  check_address("hidden", hidden, span({{"K", rows}, {"H", inner}}));
+  check_address("panels", panels, weights);
+  check_address("target", target, span({{"B", batch}, {"D", dim}}));
+  check_address("total", total, rows);
+  const lipvae::ImportanceLinear arguments{
+      pointer<const void>(hidden), pointer<const void>(panels), pointer<const void>(target),
+      pointer<double>(total), rows, batch, dim, inner, kind, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().importance_linear(arguments);
+}
+
 void vmf_sample(Address loc, Address concentration, Address out, Address t, std::int64_t samples,
                 std::int64_t rows, std::int64_t dim, std::uint64_t seed, std::uint64_t start, bool shared,
                 int dtype, int threads) {
@@ -272,6 +337,25 @@ PYBIND11_MODULE(_C, m) {
   m.def("importance_backward", &importance_backward,
         "Writes grad_parameters [K, B, P, D] from grad_out [K, B].",
         "grad_out"_a, "parameters"_a, "target"_a, "grad_parameters"_a, "K"_a, "B"_a, "D"_a, "family"_a,
+        "dtype"_a, "threads"_a);
+
+  m.def("panel_width", &panel_width,
+        "Columns of a panel of linear_pack under the instruction set in use.", "dtype"_a);
+  m.def("linear_pack", &linear_pack,
+        "Writes panels [planes, ceil(D / width), 1 + H, width] from weight [planes, D, H] and bias\n"
+        "[planes, D] (or 0), whose planes lie plane_stride columns apart. width is panel_width(dtype):\n"
+        "panels of another instruction set are refused.",
+        "weight"_a, "bias"_a, "panels"_a, "planes"_a, "D"_a, "plane_stride"_a, "H"_a, "width"_a, "dtype"_a,
+        "threads"_a);
+  m.def("linear_forward", &linear_forward,
+        "Writes out [rows, D] = x W^T + bias for x [rows, H] and the panels of one plane, or its positive\n"
+        "part if relu. A row of out depends on its row of x only.",
+        "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "relu"_a, "dtype"_a, "threads"_a);
+  m.def("importance_linear_forward", &importance_linear_forward,
+        "Adds importance_forward of the parameters hidden W^T + bias to total [K, B] (float64), for hidden\n"
+        "[K, B, H], target [B, D] and panels with a plane for each parameter of the family. An entry of\n"
+        "total depends on its own row of hidden and target only.",
+        "hidden"_a, "panels"_a, "target"_a, "total"_a, "K"_a, "B"_a, "D"_a, "H"_a, "width"_a, "family"_a,
         "dtype"_a, "threads"_a);
 
   m.def("vmf_sample", &vmf_sample,

@@ -19,6 +19,10 @@ void importance(const Importance&);
 void importance_backward(const ImportanceBackward&);
 void categorical256(const Importance&);  // the family of importance that has a file of its own
 void categorical256_backward(const ImportanceBackward&);
+std::int64_t panel_width(DType);
+void linear_pack(const LinearPack&);
+void linear(const Linear&);
+void importance_linear(const ImportanceLinear&);
 void vmf(const Vmf&);
 void vmf_angle(const VmfAngle&);
 

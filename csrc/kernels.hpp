@@ -72,6 +72,44 @@ struct Importance {
   int threads;
 };
 
+// The weight and bias of a linear layer, rearranged for linear and importance_linear. The columns come
+// in planes, each of which starts a panel; in weight and bias they lie plane_stride columns apart.
+struct LinearPack {
+  const void* weight;  // `inner` numbers a column
+  const void* bias;    // one number a column, or null
+  void* panels;        // [planes, ceil(columns / panel width), 1 + inner, panel width]
+  std::int64_t planes, columns, plane_stride, inner;
+  DType dtype;
+  int threads;
+};
+
+// out = x W^T + bias, or its positive part. A row of out depends on its row of x alone.
+struct Linear {
+  const void* x;       // [rows, inner]
+  const void* panels;  // of linear_pack, one plane
+  void* out;           // [rows, columns]
+  std::int64_t rows, columns, inner;
+  bool relu;
+  DType dtype;
+  int threads;
+};
+
+// A row of logits, or of other parameters, may be as large as this.
+constexpr std::int64_t logits_bytes = 256 * 1024;
+
+// total[r] += sum_d log p(target[r % batch, d] | the parameters hidden[r] W^T + bias). An entry of total
+// depends on its own row of hidden and target only.
+struct ImportanceLinear {
+  const void* hidden;  // [rows, inner]
+  const void* panels;  // of linear_pack, one plane of dim columns for each parameter of the family
+  const void* target;  // [batch, dim]
+  double* total;       // [rows]
+  std::int64_t rows, batch, dim, inner;
+  Family family;
+  DType dtype;
+  int threads;
+};
+
 struct ImportanceBackward {
   const void* grad_out;
   const void* parameters;
@@ -120,6 +158,10 @@ struct KernelTable {
   void (*group_sort_backward)(const GroupSortBackward&);
   void (*importance)(const Importance&);
   void (*importance_backward)(const ImportanceBackward&);
+  std::int64_t (*panel_width)(DType);  // columns of a panel of linear_pack
+  void (*linear_pack)(const LinearPack&);
+  void (*linear)(const Linear&);
+  void (*importance_linear)(const ImportanceLinear&);
   void (*vmf)(const Vmf&);
   void (*vmf_angle)(const VmfAngle&);
 };

@@ -81,6 +81,45 @@ def importance_backward(
     dtype: int,
     threads: int,
 ) -> None: ...
+def panel_width(dtype: int) -> int: ...
+def linear_pack(
+    weight: int,
+    bias: int,
+    panels: int,
+    planes: int,
+    D: int,
+    plane_stride: int,
+    H: int,
+    width: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def linear_forward(
+    x: int,
+    panels: int,
+    out: int,
+    rows: int,
+    D: int,
+    H: int,
+    width: int,
+    relu: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def importance_linear_forward(
+    hidden: int,
+    panels: int,
+    target: int,
+    total: int,
+    K: int,
+    B: int,
+    D: int,
+    H: int,
+    width: int,
+    family: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
 def vmf_sample(
     loc: int,
     concentration: int,

@@ -2,9 +2,10 @@
 
 On a CPU every image goes alone through the encoder and the decoder, in tiles of a fixed number of
 samples and by one thread: a matrix product rounds by its shape and by the number of its threads.
-What is left, elementwise in z and sums over k, is done for a few images at once; the shapes are
-padded to multiples of any vector, so that all images take the same path. On an accelerator images
-go through everything in blocks of a fixed size, the last one padded.
+Not so those of :class:`PackedDecoder`, which a few images share. What is left, elementwise in z and
+sums over k, is done for a few images at once too; the shapes are padded to multiples of any vector,
+so that all images take the same path. On an accelerator images go through everything in blocks of a
+fixed size, the last one padded.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lipvae import ops
+from lipvae._packed_decoder import PackedDecoder, can_pack
 from lipvae._workers import for_each
 from lipvae.models import VAE, HypersphericalVAE
 from lipvae.models.posterior import Streams
@@ -121,6 +123,8 @@ class ImportancePass:
         self._head = model.decoder_head()
         self._dtype = next(model.parameters()).dtype
         self._decoder_dtype = decoder_dtype
+        packs = decoder_dtype is None and can_pack(model)
+        self._packed = PackedDecoder(model) if packs else None
 
     def run(self, x: Tensor, block: int) -> ImportanceStatistics:
         """The statistics of each image.
@@ -178,8 +182,12 @@ class ImportancePass:
         for noise in self._noise.on(x.device):
             z = posterior.rsample(noise)
             low = z.to(self._dtype)
-            columns = low.split(1, 1) if alone else [low]
-            found = [self._log_likelihood(z_i, t) for z_i, t in zip(columns, targets, strict=False)]
+            if alone and self._packed is not None:
+                found = [self._packed.log_likelihood(low[:, : len(x)], torch.cat(targets))]
+            else:
+                columns = low.split(1, 1) if alone else [low]
+                pairs = zip(columns, targets, strict=False)
+                found = [self._log_likelihood(z_i, target) for z_i, target in pairs]
             accumulator.update(
                 _padded(torch.cat(found, 1), size, 1),
                 self._model.log_prior(z),

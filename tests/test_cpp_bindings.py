@@ -90,6 +90,48 @@ def importance(
     return (out, grad), [truth, slope]
 
 
+def pack(weight: Tensor, bias: Tensor, planes: int, threads: int) -> Tensor:
+    width, dim = _C.panel_width(code(weight.dtype)), weight.shape[0] // planes
+    panels = weight.new_empty(planes, -(-dim // width), 1 + weight.shape[1], width)
+    at = [tensor.data_ptr() for tensor in (weight, bias, panels)]
+    tail = (width, code(weight.dtype), threads)
+    _C.linear_pack(*at, planes, dim, dim, weight.shape[1], *tail)
+    return panels
+
+
+def linear(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | None]]:
+    rows, columns, inner = 403, 331, 517
+    x, weight = random(rows, inner, dtype=dtype), random(columns, inner, dtype=dtype)
+    bias, out = random(columns, dtype=dtype), torch.empty(rows, columns, dtype=dtype)
+    panels = pack(weight, bias, 1, threads)
+    tail = (panels.shape[-1], True, code(dtype), threads)
+    at = [tensor.data_ptr() for tensor in (x, panels, out)]
+    _C.linear_forward(*at, rows, columns, inner, *tail)
+    truth = torch.nn.functional.linear(x.double(), weight.double(), bias.double()).relu()
+    torch.testing.assert_close(out.double(), truth, rtol=0, atol=2000 * torch.finfo(dtype).eps)
+    return (out, panels), [None, None]
+
+
+def importance_linear(
+    dtype: torch.dtype, threads: int, family: str
+) -> tuple[Outputs, list[Tensor | None]]:
+    planes = {"gaussian": 2, "discretized_logistic": 2, "categorical256": 256}.get(family, 1)
+    samples, batch, dim, inner = (3, 31, 11, 23) if planes == 256 else (13, 37, 101, 57)
+    hidden = random(samples, batch, inner, dtype=dtype)
+    weight = random(planes * dim, inner, dtype=dtype, scale=0.3 / inner**0.5)
+    bias = random(planes * dim, dtype=dtype, scale=0.3)
+    target = (torch.arange(batch * dim).remainder(256) / 255.0).to(dtype).view(batch, dim)
+    total = torch.zeros(samples, batch, dtype=torch.float64)
+    panels = pack(weight, bias, planes, threads)
+    at = [tensor.data_ptr() for tensor in (hidden, panels, target, total)]
+    tail = (panels.shape[-1], FAMILIES.index(family), code(dtype), threads)
+    _C.importance_linear_forward(*at, samples, batch, dim, inner, *tail)
+    parameters = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    truth = reference.importance(parameters, target.double(), family)
+    assert_as_accurate("importance_linear", total.to(dtype), truth)
+    return (total,), [None]
+
+
 def vmf(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | None]]:
     samples, rows, dim = 17, 401, 70
     loc = random(rows, dim, dtype=dtype)
@@ -112,6 +154,11 @@ OPS: list[tuple[str, str, Callable[..., Any], tuple[Any, ...]]] = [
         for inner in (1, 16, 35)
     ),
     *((f"importance {family}", "importance", importance, (family,)) for family in FAMILIES),
+    ("linear", "linear", linear, ()),
+    *(
+        (f"importance_linear {family}", "importance_linear", importance_linear, (family,))
+        for family in FAMILIES
+    ),
     ("vmf", "vmf", vmf, ()),
 ]
 EVERY_OP = pytest.mark.parametrize(
@@ -171,6 +218,7 @@ BUFFER = torch.ones(4096, dtype=torch.float64)
 BALL = {"rows": 2, "cols": 4}
 GROUPS = {"outer": 2, "n": 4, "inner": 3, "group_size": 2, "dtype": 1}
 DENSITY = {"K": 2, "B": 3, "D": 4, "family": 0, "dtype": 1}
+PANELS = {"D": 4, "H": 3, "width": _C.panel_width(1), "dtype": 1}
 DRAWS = {"samples": 2, "rows": 3, "dim": 4}
 ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "l1_ball_threshold": ("weight warm threshold", {**BALL, "radius": 1.0, "dtype": 1}),
@@ -180,6 +228,12 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "group_sort_backward": ("grad_y code grad_x", GROUPS),
     "importance_forward": ("parameters target out", DENSITY),
     "importance_backward": ("grad_out parameters target grad_parameters", DENSITY),
+    "linear_pack": ("weight bias panels", {"planes": 2, "plane_stride": 4, **PANELS}),
+    "linear_forward": ("x panels out", {"rows": 2, "relu": False, **PANELS}),
+    "importance_linear_forward": (
+        "hidden panels target total",
+        {"K": 2, "B": 3, "family": 0, **PANELS},
+    ),
     "vmf_sample": (
         "loc concentration out t",
         {**DRAWS, "seed": 0, "start": 0, "shared": False, "dtype": 1},
@@ -190,8 +244,9 @@ NULLABLE = {
     ("l1_ball_threshold", "warm"),
     ("l1_ball_forward", "warm"),
     ("group_sort_forward", "code"),
+    ("linear_pack", "bias"),
 }
-COUNTS = ("rows", "cols", "outer", "n", "inner", "K", "B", "D", "samples")
+COUNTS = ("rows", "cols", "outer", "n", "inner", "K", "B", "D", "H", "planes", "samples")
 REFUSED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(COUNTS, (-1, 2**62)),
     "n": (-1, 3, 2**62),
@@ -201,6 +256,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "dtype": (-1, 2),
     "family": (-1, 5),
     "group_size": (0, 3, 16),
+    "plane_stride": (-1, 3),
+    "width": (0, _C.panel_width(1) + 1),
     "radius": (0.0, -1.0, float("nan")),
 }
 

@@ -80,6 +80,7 @@ std::string describe(const KernelTable& kernels, const char* op, Size... sizes) 
 void test_l1_ball(const KernelTable&);
 void test_group_sort(const KernelTable&);
 void test_importance(const KernelTable&);
+void test_linear(const KernelTable&);
 void test_vmf(const KernelTable&);
 
 }  // namespace lipvae::testing

@@ -123,8 +123,8 @@ class Ablation:
         pairs = [pair for pair in result["pairs"] if pair["models"]]
         with subplots(path, max(1, len(pairs)), 1, width=9.0) as axes:
             for (ax,), pair in zip(axes, pairs, strict=False):
-                for label in self.labels:
-                    there = [(m["title"], m["scores"][label]) for m in pair["models"]]
+                for column in self.labels:
+                    there = [(m["title"], m["scores"][column]) for m in pair["models"]]
                     values = [(title, m["auroc"]) for title, m in there if m is not None]
                     ax.errorbar(
                         [title for title, _ in values],
@@ -132,11 +132,12 @@ class Ablation:
                         [value["spread"] or 0.0 for _, value in values],
                         marker="o",
                         capsize=3,
-                        label=label,
+                        label=column,
                     )
                 ax.set(ylabel="AUROC (%)")
                 ax.set_title(pair["title"], fontsize="medium")
-                ax.tick_params(axis="x", rotation=20, labelsize="small")
+                for label in ax.get_xticklabels():
+                    label.set(rotation=20, ha="right", rotation_mode="anchor", fontsize="small")
                 ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 

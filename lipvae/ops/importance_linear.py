@@ -2,73 +2,142 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from lipvae._backend import choose, kernel_module
-from lipvae.ops._common import compiling, needs_grad
-from lipvae.ops.importance import cpp_forward as importance_cpp
+from lipvae import reference
+from lipvae._backend import choose, cpp_module, kernel_module
+from lipvae.ops._common import compiling, dtype_code, needs_grad
+from lipvae.ops.importance import FAMILY_CODES, importance, result_dtype
 from lipvae.ops.importance import forward as importance_forward
-from lipvae.ops.importance import importance, result_dtype
+from lipvae.ops.panels import pack
 
-# Samples of one CPU tile. A result depends on its image and on K alone, because no tile holds rows
-# of two images and every tile of an image has the same shape in any batch.
+# Samples that the reference decodes at once.
 TILE_SAMPLES = 128
 
-# Most dimensions of one CPU tile, where a dimension has one parameter. The logits of a tile (0.4 MB
-# at 784 pixels) stay in the second-level cache until they are reduced, and the part of the weight
-# that makes them passes through it once for all images.
-TILE_DIMS = 800
+# Bytes of a row of parameters that the C++ kernel makes at once, where one panel a parameter is not
+# more. A tile of such rows stays in the second-level cache until it is reduced, and the part of the
+# weight that makes them in the third.
+ROW_BYTES = 4096
+
+# Larger weights are packed again for every call: a copy would take as much memory as the model.
+KEPT_BYTES = 64 << 20
+
+
+class PackedHead:
+    """The decoder's last layer as it is now, packed for the C++ kernel.
+
+    Args:
+        weight: [P * D, H], float32 or float64 on the CPU.
+        bias: [P * D] of the same dtype, or None.
+        family: a key of `reference.FAMILIES`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, family: str) -> None:
+        self._weight = weight.detach().contiguous()
+        self._bias = None if bias is None else bias.detach().contiguous()
+        self._family = family
+        self._planes = reference.FAMILIES[family].parameters_per_dim
+        self._dim = len(weight) // self._planes
+        self._kept: list[Tensor] | None = None
+
+    def keep(self) -> PackedHead:
+        """Keeps the packed weight for later calls if it is not too large, and returns itself."""
+        if self._weight.nbytes <= KEPT_BYTES:
+            self._kept = [panels.clone() for _, panels in self._blocks()]
+        return self
+
+    def log_likelihood(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """log p(x | z_k).
+
+        Args:
+            hidden: [K, B, H] of the weight's dtype.
+            target: [B, D] of the same dtype.
+
+        Returns:
+            [K, B]. An entry depends on its own row of `hidden` and `target` only.
+        """
+        expected, found = (
+            (self._weight.dtype, self._weight.shape[1]),
+            (hidden.dtype, hidden.shape[2]),
+        )
+        if found != expected or target.shape != (hidden.shape[1], self._dim):
+            raise ValueError(
+                f"hidden {hidden.dtype} {tuple(hidden.shape)} and target {tuple(target.shape)} do "
+                f"not fit weight {self._weight.dtype} {tuple(self._weight.shape)}"
+            )
+        k, b, h = hidden.shape
+        hidden, code = hidden.contiguous(), dtype_code(hidden)
+        total = hidden.new_zeros(k, b, dtype=torch.float64)
+        for dims, panels in self._blocks():
+            part = target[:, dims].contiguous()
+            cpp_module().importance_linear_forward(
+                hidden.data_ptr(),
+                panels.data_ptr(),
+                part.data_ptr(),
+                total.data_ptr(),
+                k,
+                b,
+                part.shape[1],
+                h,
+                panels.shape[-1],
+                FAMILY_CODES[self._family],
+                code,
+                torch.get_num_threads(),
+            )
+        return total.to(hidden.dtype)
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of dimensions and their panels, which hold until the next block is asked for."""
+        width = cpp_module().panel_width(dtype_code(self._weight))
+        most = ROW_BYTES // (self._weight.itemsize * self._planes * width) or 1
+        panels = -(-self._dim // width)
+        count = -(-panels // most)
+        dims = -(-panels // count) * width if count else 1
+        buffer: Tensor | None = None
+        for i, start in enumerate(range(0, self._dim, dims)):
+            part = slice(start, min(start + dims, self._dim))
+            if self._kept is not None:
+                yield part, self._kept[i]
+                continue
+            if buffer is not None and part.stop - part.start < dims:
+                buffer = None
+            buffer = pack(self._weight, self._bias, self._planes, part, buffer)
+            yield part, buffer
 
 
 def forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str
 ) -> Tensor:
     """[K, B, H], [P * D, H], [P * D], [B, D] -> [K, B]."""
-    if choose("importance", hidden) == "triton":
+    backend = choose("importance", hidden)
+    if backend == "cpp":
+        return PackedHead(weight, bias, family).log_likelihood(hidden, target)
+    if backend == "triton":
         return kernel_module("importance_linear").importance_linear_forward(
             hidden, weight, bias, target, family
         )
-    k, b, _ = hidden.shape
-    d = target.shape[1]
-    if weight.shape[0] != d or d <= TILE_DIMS:
-        found = _block(hidden, weight, bias, target, family)
-    else:
-        found = hidden.new_zeros(b, k, dtype=torch.float64)
-        blocks = -(-d // TILE_DIMS)
-        width = -(-d // (16 * blocks)) * 16  # of like blocks, in whole vectors
-        for start in range(0, d, width):
-            part = slice(start, start + width)
-            part_bias = None if bias is None else bias[part]
-            found += _block(hidden, weight[part], part_bias, target[:, part], family)
-    return found.to(result_dtype(hidden)).t().contiguous()
+    return _by_image(hidden, weight, bias, target, family)
 
 
-def _block(
+def _by_image(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str
 ) -> Tensor:
-    """[K, B, H], [P * D, H], [P * D], [B, D] -> [B, K], image by image."""
+    """:func:`forward` by torch's product, image by image in tiles of a fixed shape."""
     k, b, _ = hidden.shape
-    out = hidden.new_empty(b, k, 1, dtype=result_dtype(hidden))
-    cpp = choose("importance", hidden) == "cpp"
-    images, weight_t = target.contiguous().split(1), weight.t()
-    # One buffer for all tiles: a fresh one would have to find its way into the cache each time.
-    buffer = hidden.new_empty(min(k, TILE_SAMPLES), len(weight))
-    # Not strict: an empty batch splits into one empty part.
-    for samples, image, values in zip(hidden.unbind(1), images, out, strict=False):
-        tiles = zip(samples.split(TILE_SAMPLES), values.split(TILE_SAMPLES), strict=True)
-        for tile, value in tiles:
-            parameters = buffer[: tile.shape[0]]
-            if bias is None:
-                torch.mm(tile, weight_t, out=parameters)
-            else:
-                torch.addmm(bias, tile, weight_t, out=parameters)
-            if cpp:
-                importance_cpp(parameters, image, value, family)
-            else:
-                value.copy_(importance_forward(parameters.unsqueeze(1), image, family))
-    return out.squeeze(2)
+    out = hidden.new_empty(b, k, dtype=result_dtype(hidden))
+    for i in range(b):
+        image = target[i : i + 1]
+        for start in range(0, k, TILE_SAMPLES):
+            tile = hidden[start : start + TILE_SAMPLES, i : i + 1]
+            parameters = linear(tile, weight, bias)
+            out[i, start : start + TILE_SAMPLES] = importance_forward(parameters, image, family)[
+                :, 0
+            ]
+    return out.t().contiguous()
 
 
 @torch.library.custom_op("lipvae::importance_linear", mutates_args=())

@@ -1,0 +1,81 @@
+#include "isa_kernels.hpp"
+#include "panels.hpp"
+#include "parallel.hpp"
+
+namespace lipvae::LIPVAE_ISA {
+namespace {
+
+// One panel of the columns [0, columns) whose weights lie `inner` apart. Columns beyond are 0.
+template <class T>
+void pack_panel(const T* weight, const T* bias, std::int64_t columns, std::int64_t inner, T* panel) {
+  constexpr int width = Panel<T>::width;
+  const int filled = columns < width ? int(columns) : width;
+  for (int c = 0; c < width; ++c) panel[c] = c < filled && bias ? bias[c] : T(0);
+  // Written a line at a time: the reads are streams that the cache can foresee.
+  for (std::int64_t i = 0; i < inner; ++i) {
+    T* step = panel + (1 + i) * width;
+    if (filled == width) {
+#pragma GCC unroll 32
+      for (int c = 0; c < width; ++c) step[c] = weight[c * inner + i];
+    } else {
+      for (int c = 0; c < width; ++c) step[c] = c < filled ? weight[c * inner + i] : T(0);
+    }
+  }
+}
+
+template <class T>
+void pack(const LinearPack& a) {
+  using P = Panel<T>;
+  const T* weight = static_cast<const T*>(a.weight);
+  const T* bias = static_cast<const T*>(a.bias);
+  T* panels = static_cast<T*>(a.panels);
+  const std::int64_t in_plane = P::count(a.columns), count = a.planes * in_plane;
+  const double bytes = 4.0 * double(count) * double(P::size(a.inner)) * sizeof(T);
+  parallel_for(count, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p) {
+      const std::int64_t column = p % in_plane * P::width, first = p / in_plane * a.plane_stride + column;
+      pack_panel(weight + first * a.inner, bias ? bias + first : nullptr, a.columns - column, a.inner,
+                 panels + p * P::size(a.inner));
+    }
+  });
+}
+
+template <class T>
+void apply(const Linear& a) {
+  using P = Panel<T>;
+  const T* x = static_cast<const T*>(a.x);
+  const T* panels = static_cast<const T*>(a.panels);
+  T* out = static_cast<T*>(a.out);
+  const std::int64_t strips = (a.rows + P::rows - 1) / P::rows;
+  const double bytes = product_bytes<T>(a.rows, a.inner, a.columns);
+  parallel_for(strips, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
+    for (std::int64_t row = begin * P::rows; row < last; row += P::tile) {
+      const std::int64_t rows = last - row < P::tile ? last - row : P::tile;
+      multiply(x + row * a.inner, rows, a.inner, panels, a.columns, a.relu, out + row * a.columns, a.columns);
+    }
+  });
+}
+
+}  // namespace
+
+std::int64_t panel_width(DType dtype) {
+  return dtype == DType::float32 ? Panel<float>::width : Panel<double>::width;
+}
+
+void linear_pack(const LinearPack& a) {
+  if (a.dtype == DType::float32)
+    pack<float>(a);
+  else
+    pack<double>(a);
+}
+
+void linear(const Linear& a) {
+  if (a.columns == 0) return;
+  if (a.dtype == DType::float32)
+    apply<float>(a);
+  else
+    apply<double>(a);
+}
+
+}  // namespace lipvae::LIPVAE_ISA

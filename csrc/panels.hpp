@@ -1,0 +1,147 @@
+// A matrix product whose rows do not reach each other: an element of x W^T is one chain of
+// multiply-adds over the inner dimension, whatever rows stand beside it and however they are tiled.
+//
+// The weight lies in panels. A panel holds the bias of two vectors of columns, then their weights, one
+// vector pair for each step along the inner dimension.
+#pragma once
+
+#include "simd.hpp"
+
+namespace lipvae::LIPVAE_ISA {
+
+// Terms that are added up one by one; sums of so many are then added. It keeps the rounding small.
+constexpr std::int64_t chain = 256;
+
+template <class T>
+struct Panel {
+  using S = Simd<T>;
+  static constexpr int vectors = 2, width = vectors * S::lanes;
+  // Rows of x at a time: as many sums as registers hold beside the panel's vectors and x itself.
+#if defined(__AVX512F__) || defined(__aarch64__)
+  static constexpr int rows = 12;
+#else
+  static constexpr int rows = 6;
+#endif
+  // So much of a panel stays in the first cache while rows go by.
+  static constexpr std::int64_t depth = vector_bytes < 64 ? 2 * chain : chain;
+  // Rows whose part of x stays in the second cache while panels go by.
+  static constexpr std::int64_t tile = 256 * 1024 / (depth * std::int64_t(sizeof(T)));
+
+  static std::int64_t count(std::int64_t columns) { return (columns + width - 1) / width; }
+  static std::int64_t size(std::int64_t inner) { return (1 + inner) * width; }
+};
+
+// Products of a few rows of x with one panel, for a part of the inner dimension.
+template <class T>
+struct Strip {
+  const T* x;
+  std::int64_t x_stride;
+  const T* panel;  // the first step of the part
+  std::int64_t depth;
+  const T* start;  // what the part is added to: the bias, or the sums so far
+  std::int64_t start_stride;
+  T* out;
+  std::int64_t out_stride, columns;
+  bool relu;
+};
+
+template <class T, int rows, bool whole>
+void multiply_rows(const Strip<T>& a) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int vectors = Panel<T>::vectors, width = Panel<T>::width;
+  const T *x = a.x, *panel = a.panel;
+  const std::int64_t x_stride = a.x_stride, depth = a.depth;
+  V sum[rows][vectors] = {};
+  auto add_chain = [&](std::int64_t steps) __attribute__((always_inline)) {
+    for (const T* end = panel + steps * width; panel != end; panel += width, ++x) {
+      V w[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) w[v] = S::load(panel + v * S::lanes);
+#pragma GCC unroll 12
+      for (int r = 0; r < rows; ++r) {
+        const V factor = S::splat(x[r * x_stride]);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sum[r][v] += factor * w[v];
+      }
+    }
+  };
+  auto each = [&](auto&& body) __attribute__((always_inline)) {
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) body(r, v);
+  };
+  if (depth <= chain) {
+    add_chain(depth);
+  } else {
+    add_chain(chain);
+    V first[rows][vectors];
+    each([&](int r, int v) __attribute__((always_inline)) {
+      first[r][v] = sum[r][v];
+      sum[r][v] = V{};
+    });
+    add_chain(depth - chain);
+    each([&](int r, int v) __attribute__((always_inline)) { sum[r][v] += first[r][v]; });
+  }
+  const T* start = a.start;
+  T* out = a.out;
+  const std::int64_t start_stride = a.start_stride, out_stride = a.out_stride, columns = a.columns;
+  const V least = S::splat(a.relu ? T(0) : -T(__builtin_inf()));
+  each([&](int r, int v) __attribute__((always_inline)) {
+    const T* from = start + r * start_stride + v * S::lanes;
+    T* to = out + r * out_stride + v * S::lanes;
+    const std::int64_t rest = columns - v * S::lanes;
+    if (whole || rest >= S::lanes)
+      S::store(to, S::max(least, S::load(from) + sum[r][v]));  // a NaN passes
+    else if (rest > 0)
+      S::store_first(to, S::max(least, S::load_first(from, rest) + sum[r][v]), rest);
+  });
+}
+
+// multiply_rows for a number of rows and columns known at run time.
+template <class T, int most = Panel<T>::rows>
+void multiply_strip(std::int64_t rows, const Strip<T>& a) {
+  if constexpr (most > 1)
+    if (rows < most) return multiply_strip<T, most - 1>(rows, a);
+  if (a.columns >= Panel<T>::width)
+    multiply_rows<T, most, true>(a);
+  else
+    multiply_rows<T, most, false>(a);
+}
+
+// Rows [0, rows) of x W^T + bias, for the panels of `columns` columns. Called for at most Panel::tile
+// rows, it keeps to the second cache.
+template <class T>
+void multiply(const T* x, std::int64_t rows, std::int64_t inner, const T* panels, std::int64_t columns,
+              bool relu, T* out, std::int64_t out_stride) {
+  using P = Panel<T>;
+  const std::int64_t parts = inner > P::depth ? (inner + P::depth - 1) / P::depth : 1;
+  // Strips of like heights: one or two rows alone would wait for their own sums.
+  const std::int64_t strips = (rows + P::rows - 1) / P::rows;
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const std::int64_t first = part * inner / parts, depth = (part + 1) * inner / parts - first;
+    for (std::int64_t p = 0; p < P::count(columns); ++p) {
+      const T* panel = panels + p * P::size(inner);
+      const std::int64_t column = p * P::width;
+      std::int64_t row = 0;
+      for (std::int64_t strip = 0; strip < strips; ++strip) {
+        const std::int64_t height = rows / strips + (strip < rows % strips);
+        T* to = out + row * out_stride + column;
+        multiply_strip<T>(height, {x + row * inner + first, inner, panel + (1 + first) * P::width, depth,
+                                   part ? to : panel, part ? out_stride : 0, to, out_stride,
+                                   columns - column, relu && part == parts - 1});
+        row += height;
+      }
+    }
+  }
+}
+
+// What parallel_for takes for the work of a product: a core multiplies about twenty bytes' worth of
+// numbers in the time that it streams one.
+template <class T>
+double product_bytes(std::int64_t rows, std::int64_t inner, std::int64_t columns) {
+  return double(rows) * double(inner) * double(columns) * sizeof(T) / 20.0;
+}
+
+}  // namespace lipvae::LIPVAE_ISA

@@ -1,0 +1,103 @@
+// Packed products against sums in long double, and rows that must not reach each other.
+#include "testing.hpp"
+
+namespace lipvae::testing {
+namespace {
+
+using Real = long double;
+
+template <class T>
+struct Packed {
+  std::int64_t width;
+  Buffer<T> panels;
+};
+
+template <class T>
+Packed<T> pack(const KernelTable& kernels, const Buffer<T>& weight, const T* bias, std::int64_t planes,
+               std::int64_t columns, std::int64_t inner, int threads) {
+  const std::int64_t width = kernels.panel_width(dtype<T>);
+  Packed<T> packed{width, Buffer<T>(planes * ((columns + width - 1) / width) * (1 + inner) * width)};
+  kernels.linear_pack(
+      {weight.data(), bias, packed.panels.data(), planes, columns, columns, inner, dtype<T>, threads});
+  return packed;
+}
+
+template <class T>
+void check_linear(const KernelTable& kernels, std::int64_t rows, std::int64_t columns, std::int64_t inner,
+                  bool relu, int threads) {
+  const std::string name = describe<T>(kernels, "linear", rows, columns, inner, threads);
+  const Buffer<T> x = normals<T>(rows * inner), weight = normals<T>(columns * inner), bias = normals<T>(columns);
+  const T* shift = columns % 2 ? bias.data() : nullptr;
+  const Packed<T> packed = pack(kernels, weight, shift, 1, columns, inner, threads);
+  Buffer<T> out(rows * columns), again(rows * columns), alone(columns);
+  kernels.linear({x.data(), packed.panels.data(), out.data(), rows, columns, inner, relu, dtype<T>, threads});
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < columns; ++c) {
+      Real sum = shift ? shift[c] : 0, size = std::fabs(sum);
+      for (std::int64_t i = 0; i < inner; ++i) {
+        const Real term = Real(x[r * inner + i]) * weight[c * inner + i];
+        sum += term;
+        size += std::fabs(term);
+      }
+      if (relu && sum < 0) sum = 0;
+      // At most 256 terms in a chain, each rounded to half an epsilon of the sum so far.
+      expect(std::fabs(out[r * columns + c] - sum) <= 16 * epsilon<T> * size, name + ": sum");
+    }
+  kernels.linear({x.data(), packed.panels.data(), again.data(), rows, columns, inner, relu, dtype<T>,
+                  threads == 1 ? 3 : 1});
+  expect(again.same_bits(out), name + ": other threads");
+  for (std::int64_t r = 0; r < rows; r += 5) {
+    kernels.linear({x.data() + r * inner, packed.panels.data(), alone.data(), 1, columns, inner, relu,
+                    dtype<T>, 1});
+    expect(std::memcmp(alone.data(), out.data() + r * columns, alone.bytes()) == 0, name + ": a row alone");
+  }
+}
+
+// The fused op against the product and importance, one after the other.
+template <class T>
+void check_importance_linear(const KernelTable& kernels, Family family, std::int64_t samples,
+                             std::int64_t batch, std::int64_t dim, std::int64_t inner, int threads) {
+  const std::string name = describe<T>(kernels, "importance_linear", int(family), samples, batch, dim, inner);
+  const bool two = family == Family::gaussian || family == Family::discretized_logistic;
+  const std::int64_t planes = family == Family::categorical256 ? 256 : two ? 2 : 1, rows = samples * batch;
+  const double scale = 1 / std::sqrt(double(inner) + 1);
+  const Buffer<T> hidden = normals<T>(rows * inner), target = pixels<T>(batch * dim);
+  const Buffer<T> weight = normals<T>(planes * dim * inner, scale), bias = normals<T>(planes * dim, 0.3);
+  const Packed<T> packed = pack(kernels, weight, bias.data(), planes, dim, inner, threads);
+  Buffer<T> parameters(rows * planes * dim), truth(rows);
+  const Packed<T> flat = pack(kernels, weight, bias.data(), 1, planes * dim, inner, 1);
+  kernels.linear({hidden.data(), flat.panels.data(), parameters.data(), rows, planes * dim, inner, false,
+                  dtype<T>, 1});
+  kernels.importance({parameters.data(), target.data(), truth.data(), samples, batch, dim, family, dtype<T>, 1});
+  Buffer<double> total(rows), again(rows);
+  kernels.importance_linear({hidden.data(), packed.panels.data(), target.data(), total.data(), rows, batch,
+                             dim, inner, family, dtype<T>, threads});
+  for (std::int64_t r = 0; r < rows; ++r)
+    expect(std::fabs(total[r] - truth[r]) <= 4 * epsilon<T> * (double(dim) + std::fabs(total[r])),
+           name + ": sum");
+  kernels.importance_linear({hidden.data(), packed.panels.data(), target.data(), again.data(), rows, batch,
+                             dim, inner, family, dtype<T>, threads == 1 ? 3 : 1});
+  expect(again.same_bits(total), name + ": other threads");
+}
+
+template <class T>
+void check_all(const KernelTable& kernels) {
+  for (std::int64_t rows : {1, 2, 5, 6, 7, 13, 25})
+    for (std::int64_t columns : {1, 7, 8, 15, 16, 17, 33}) check_linear<T>(kernels, rows, columns, 19, true, 1);
+  for (std::int64_t inner : {0, 1, 255, 256, 257, 511, 513, 1030}) check_linear<T>(kernels, 14, 21, inner, false, 1);
+  check_linear<T>(kernels, 301, 130, 300, true, 4);
+  for (int code = 0; code < 5; ++code) {
+    const auto family = Family(code);
+    for (std::int64_t dim : {1, 7, 16, 17, 40}) check_importance_linear<T>(kernels, family, 3, 2, dim, 9, 1);
+    check_importance_linear<T>(kernels, family, 17, 9, 51, 70, 4);
+  }
+}
+
+}  // namespace
+
+void test_linear(const KernelTable& kernels) {
+  check_all<float>(kernels);
+  check_all<double>(kernels);
+}
+
+}  // namespace lipvae::testing

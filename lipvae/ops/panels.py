@@ -1,0 +1,100 @@
+"""Linear layers whose output rows depend on nothing but their own input row, bit for bit.
+
+A BLAS rounds by the shape of the whole product. The C++ product of :class:`PackedLinear` gives
+every row the same operations in the same order, whatever rows stand beside it and however many
+threads there are. It reads the weight in panels, which are packed beforehand.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lipvae._backend import cpp_module
+from lipvae.ops._common import dtype_code
+
+
+def pack(
+    weight: Tensor,
+    bias: Tensor | None,
+    planes: int = 1,
+    dims: slice = slice(None),
+    out: Tensor | None = None,
+) -> Tensor:
+    """Rearranges a weight for the C++ product.
+
+    Args:
+        weight: [P * D, H], float32 or float64 on the CPU, contiguous.
+        bias: [P * D] or None, likewise.
+        planes: P, each of which starts a panel.
+        dims: which of the D.
+        out: a tensor of the result's shape to write into.
+
+    Returns:
+        [P, ceil(d / width), 1 + H, width] for the d dimensions of `dims`.
+    """
+    total, inner = weight.shape[0] // planes, weight.shape[1]
+    start, stop, _ = dims.indices(total)
+    module, dtype = cpp_module(), dtype_code(weight)
+    width = module.panel_width(dtype)
+    if out is None:
+        count = -(-(stop - start) // width)
+        out = weight.new_empty(planes, count, 1 + inner, width)
+    module.linear_pack(
+        weight[start:].data_ptr(),
+        0 if bias is None else bias[start:].data_ptr(),
+        out.data_ptr(),
+        planes,
+        stop - start,
+        total,
+        inner,
+        width,
+        dtype,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+class PackedLinear:
+    """A linear layer as it is now: later changes of its weight do not reach it.
+
+    Args:
+        weight: [D, H], float32 or float64 on the CPU.
+        bias: [D] of the same dtype, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight.detach().contiguous()
+        self._panels = pack(weight, None if bias is None else bias.detach().contiguous())
+        self._out_features, self._in_features = weight.shape
+
+    def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """x W^T + b, or its positive part.
+
+        Args:
+            x: [N, H] of the weight's dtype.
+            relu: whether to set what is negative to zero.
+
+        Returns:
+            [N, D].
+        """
+        panels = self._panels
+        if x.dtype != panels.dtype or x.shape[1] != self._in_features:
+            raise ValueError(
+                f"x must be {panels.dtype} [N, {self._in_features}], got {x.dtype} {tuple(x.shape)}"
+            )
+        x = x.contiguous()
+        out = x.new_empty(x.shape[0], self._out_features)
+        cpp_module().linear_forward(
+            x.data_ptr(),
+            panels.data_ptr(),
+            out.data_ptr(),
+            x.shape[0],
+            self._out_features,
+            self._in_features,
+            panels.shape[-1],
+            relu,
+            dtype_code(x),
+            torch.get_num_threads(),
+        )
+        return out
