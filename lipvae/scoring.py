@@ -76,8 +76,9 @@ class Scorer:
 
     A score depends on (model, x, seed, num_samples, refine, decoder_dtype) only. On a CPU it is the
     same bit for bit whatever the batch, its order and size, the other rows and the number of
-    threads: every image is computed alone by one thread, with noise keyed by (seed, k), and as many
-    images at once as torch has threads. On an accelerator images are computed in padded blocks of
+    threads: every image is computed by one thread, alone or in products whose rows do not reach
+    each other, with noise keyed by (seed, k), and as many groups of images at once as torch has
+    threads. On an accelerator images are computed in padded blocks of
     `batch_size`, so the shapes are always the same there too; another `batch_size` may move the
     last bits. So may the batch in ``likelihood_regret``, whose gradient steps go over blocks of
     images.

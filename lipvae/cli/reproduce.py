@@ -22,7 +22,7 @@ def reproduce(
         str, typer.Argument(help=f"One of {', '.join(EXPERIMENTS)}, or {ALL}.")
     ] = "table2",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Short training, fewer images: half an hour.")
+        bool, typer.Option("--quick", help="Short training, fewer images: table2 in 40 minutes.")
     ] = False,
     seeds: Annotated[
         int | None,
