@@ -3,6 +3,12 @@
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {
+
+template void multiply(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, bool, float*,
+                       std::int64_t);
+template void multiply(const double*, std::int64_t, std::int64_t, const double*, std::int64_t, bool, double*,
+                       std::int64_t);
+
 namespace {
 
 // One panel of the columns [0, columns) whose weights lie `inner` apart. Columns beyond are 0.

@@ -137,6 +137,12 @@ void multiply(const T* x, std::int64_t rows, std::int64_t inner, const T* panels
   }
 }
 
+// In linear.cpp, once: each has its loops unrolled for every number of rows.
+extern template void multiply(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, bool,
+                              float*, std::int64_t);
+extern template void multiply(const double*, std::int64_t, std::int64_t, const double*, std::int64_t, bool,
+                              double*, std::int64_t);
+
 // What parallel_for takes for the work of a product: a core multiplies about twenty bytes' worth of
 // numbers in the time that it streams one.
 template <class T>
