@@ -1,5 +1,5 @@
-// A matrix product whose rows do not reach each other: an element of x W^T is one chain of
-// multiply-adds over the inner dimension, whatever rows stand beside it and however they are tiled.
+// A matrix product whose rows do not reach each other: an element of x W^T is the same multiply-adds in
+// the same order, whatever rows stand beside it and however they are tiled.
 //
 // The weight lies in panels. A panel holds the bias of two vectors of columns, then their weights, one
 // vector pair for each step along the inner dimension.

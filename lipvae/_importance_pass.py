@@ -10,6 +10,7 @@ fixed size, the last one padded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -123,8 +124,11 @@ class ImportancePass:
         self._head = model.decoder_head()
         self._dtype = next(model.parameters()).dtype
         self._decoder_dtype = decoder_dtype
-        packs = decoder_dtype is None and can_pack(model)
-        self._packed = PackedDecoder(model) if packs else None
+
+    @functools.cached_property
+    def _packed(self) -> PackedDecoder | None:
+        packs = self._decoder_dtype is None and can_pack(self._model)
+        return PackedDecoder(self._model) if packs else None
 
     def run(self, x: Tensor, block: int) -> ImportanceStatistics:
         """The statistics of each image.
@@ -137,6 +141,7 @@ class ImportancePass:
         alone = x.device.type == "cpu"
         size = GROUP if alone else block
         table = x.new_empty(len(_STATISTICS), len(x), dtype=torch.float64)
+        _ = self._packed  # before the threads ask for it
 
         def work(i: int) -> None:
             columns = slice(i * size, (i + 1) * size)
@@ -178,12 +183,13 @@ class ImportancePass:
         parts = _parts(x, size, alone)
         posterior = self._encode(parts, size, refine=True)
         targets = [part.flatten(1) for part in parts]
+        packed, together = self._packed if alone else None, torch.cat(targets)
         accumulator = ImportanceAccumulator()
         for noise in self._noise.on(x.device):
             z = posterior.rsample(noise)
             low = z.to(self._dtype)
-            if alone and self._packed is not None:
-                found = [self._packed.log_likelihood(low[:, : len(x)], torch.cat(targets))]
+            if packed is not None:
+                found = [packed.log_likelihood(low[:, : len(x)], together)]
             else:
                 columns = low.split(1, 1) if alone else [low]
                 pairs = zip(columns, targets, strict=False)

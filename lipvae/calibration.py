@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipvae._decoder_dtype import DECODER_DTYPES
 from lipvae.models import VAE, NormalPosterior, VonMisesFisherPosterior
 from lipvae.persistence import StrPath, read_archive, select, write_archive
 
 POSTERIORS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (NormalPosterior, VonMisesFisherPosterior)
 }
-
-_DTYPES = {str(dtype): dtype for dtype in (torch.bfloat16, torch.float16)}
 
 
 def fingerprint(model: VAE) -> str:
@@ -99,7 +98,9 @@ class Calibration:
                 num_samples=int(content["num_samples"]),
                 model=str(content["model"]),
                 refine=int(content["refine"]),
-                decoder_dtype=None if dtype is None else _DTYPES[dtype],
+                decoder_dtype=None
+                if dtype is None
+                else DECODER_DTYPES[dtype.removeprefix("torch.")],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} holds a damaged calibration: {error!r}") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lipvae import scores as definitions
+from lipvae._decoder_dtype import check_decoder_dtype
 from lipvae._importance_pass import ImportancePass, Noise, by_columns, noise_of
 from lipvae._validate import check_count, check_unit_interval, describe
 from lipvae.batches import Images, as_input, checked, generator
@@ -21,9 +21,6 @@ from lipvae.statistics import ImportanceStatistics
 
 # Images that an accelerator decodes at once, TILE samples of each.
 DEFAULT_BLOCK = 64
-
-# What a decoder's products may be rounded to.
-DECODER_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Scorer:
@@ -78,10 +75,9 @@ class Scorer:
     same bit for bit whatever the batch, its order and size, the other rows and the number of
     threads: every image is computed by one thread, alone or in products whose rows do not reach
     each other, with noise keyed by (seed, k), and as many groups of images at once as torch has
-    threads. On an accelerator images are computed in padded blocks of
-    `batch_size`, so the shapes are always the same there too; another `batch_size` may move the
-    last bits. So may the batch in ``likelihood_regret``, whose gradient steps go over blocks of
-    images.
+    threads. On an accelerator images are computed in padded blocks of `batch_size`, so the shapes
+    are always the same there too; another `batch_size` may move the last bits. So may the batch in
+    ``likelihood_regret``, whose gradient steps go over blocks of images.
 
     Args:
         model: a trained :class:`lipvae.VAE` or a subclass, or a :class:`lipvae.Ensemble`. It is
@@ -159,7 +155,7 @@ class Scorer:
                 f"refine must be 0 for a posterior that is not normal, got {refine} "
                 f"for {type(model).__name__}"
             )
-        self.decoder_dtype = _check_decoder_dtype(decoder_dtype, members)
+        self.decoder_dtype = check_decoder_dtype(decoder_dtype, members)
         self._noise: dict[tuple[str, int], Noise] = {}
         self._drawn: tuple[object, Ensemble] | None = None
         self.calibration = calibration
@@ -376,36 +372,6 @@ class Scorer:
             f"{f', refine={self.refine}' if self.refine else ''}"
             f"{f', decoder_dtype={self.decoder_dtype}' if self.decoder_dtype else ''})"
         )
-
-
-def _cpu_multiplies(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has products of a 16-bit type on this CPU."""
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-
-
-def _check_decoder_dtype(dtype: torch.dtype | None, members: Sequence[VAE]) -> torch.dtype | None:
-    if dtype is None:
-        return None
-    if dtype not in DECODER_DTYPES.values():
-        raise ValueError(
-            f"decoder_dtype must be None, {' or '.join(map(str, DECODER_DTYPES.values()))}, "
-            f"got {dtype!r}"
-        )
-    if any(getattr(model, "decoder_lipschitz", None) is not None for model in members):
-        raise ValueError(
-            f"decoder_dtype must be None for a Lipschitz decoder, got {dtype}: rounding would "
-            "break its constant"
-        )
-    on_cpu = next(members[0].parameters()).is_cpu
-    if on_cpu and not _cpu_multiplies(dtype):
-        warnings.warn(
-            f"this CPU has no instructions for {dtype}: decoder_dtype makes scores slower here",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return dtype
 
 
 @contextlib.contextmanager

@@ -15,12 +15,13 @@ from rich.console import Console
 from tqdm import tqdm
 
 import lipvae
+from lipvae._decoder_dtype import DECODER_DTYPES
 from lipvae.data import DataUnavailableError
 from lipvae.inputs import Batch, Inputs, open_inputs, read_all
 from lipvae.models import VAE, Ensemble
 from lipvae.persistence import load
 from lipvae.scores import ALL, SCORES
-from lipvae.scoring import DECODER_DTYPES, Scorer
+from lipvae.scoring import Scorer
 from lipvae.training import DivergenceError
 
 MODEL_FILE = "model.safetensors"

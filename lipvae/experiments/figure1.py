@@ -135,12 +135,16 @@ def assemble(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> dic
     }
 
 
+def _place(x: Array) -> tuple[Array, Array]:
+    """Rows and columns of directions [N, 3], counted in cells from the grid's corner."""
+    row = np.arccos(x[:, 2].clip(-1, 1)) * (LATITUDES / math.pi)
+    turn = np.arctan2(x[:, 1], x[:, 0]) % (2 * math.pi)
+    return row, turn * (LONGITUDES / (2 * math.pi))
+
+
 def _cells(x: Tensor) -> Tensor:
     """Indices of the cells that points [N, 3] lie in."""
-    x = x.double()
-    row = (torch.acos(x[:, 2].clamp(-1, 1)) * (LATITUDES / math.pi)).long()
-    turn = torch.atan2(x[:, 1], x[:, 0]).remainder(2 * math.pi)
-    column = (turn * (LONGITUDES / (2 * math.pi))).long()
+    row, column = (torch.from_numpy(place).long() for place in _place(x.double().numpy()))
     return row.clamp(max=LATITUDES - 1) * LONGITUDES + column.clamp(max=LONGITUDES - 1)
 
 
@@ -224,10 +228,9 @@ def _interpolated(values: Array, directions: Array) -> Array:
     """Values between the cells' middles, linearly, around the sphere: [N] at directions [N, 3]."""
     table = np.pad(values.reshape(LATITUDES, LONGITUDES), ((1, 1), (0, 0)), mode="edge")
     table = np.pad(table, ((0, 0), (1, 1)), mode="wrap")
-    row = np.arccos(directions[:, 2].clip(-1, 1)) * (LATITUDES / math.pi) + 0.5
-    turn = np.arctan2(directions[:, 1], directions[:, 0]) % (2 * math.pi)
-    column = turn * (LONGITUDES / (2 * math.pi)) + 0.5
-    found: Array = scipy.ndimage.map_coordinates(table, [row, column], order=1)
+    # A cell's middle lies half a cell in, and the padding is one cell wide.
+    row, column = _place(directions)
+    found: Array = scipy.ndimage.map_coordinates(table, [row + 0.5, column + 0.5], order=1)
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -42,12 +40,13 @@ class PackedHead:
         self._family = family
         self._planes = reference.FAMILIES[family].parameters_per_dim
         self._dim = len(weight) // self._planes
+        self._parts = self._split()
         self._kept: list[Tensor] | None = None
 
     def keep(self) -> PackedHead:
         """Keeps the packed weight for later calls if it is not too large, and returns itself."""
         if self._weight.nbytes <= KEPT_BYTES:
-            self._kept = [panels.clone() for _, panels in self._blocks()]
+            self._kept = [self._pack(dims) for dims in self._parts]
         return self
 
     def log_likelihood(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -60,11 +59,8 @@ class PackedHead:
         Returns:
             [K, B]. An entry depends on its own row of `hidden` and `target` only.
         """
-        expected, found = (
-            (self._weight.dtype, self._weight.shape[1]),
-            (hidden.dtype, hidden.shape[2]),
-        )
-        if found != expected or target.shape != (hidden.shape[1], self._dim):
+        fits = hidden.dtype == self._weight.dtype and hidden.shape[2] == self._weight.shape[1]
+        if not fits or target.shape != (hidden.shape[1], self._dim):
             raise ValueError(
                 f"hidden {hidden.dtype} {tuple(hidden.shape)} and target {tuple(target.shape)} do "
                 f"not fit weight {self._weight.dtype} {tuple(self._weight.shape)}"
@@ -72,7 +68,9 @@ class PackedHead:
         k, b, h = hidden.shape
         hidden, code = hidden.contiguous(), dtype_code(hidden)
         total = hidden.new_zeros(k, b, dtype=torch.float64)
-        for dims, panels in self._blocks():
+        panels: Tensor | None = None
+        for i, dims in enumerate(self._parts):
+            panels = self._kept[i] if self._kept else self._pack(dims, panels)
             part = target[:, dims].contiguous()
             cpp_module().importance_linear_forward(
                 hidden.data_ptr(),
@@ -90,23 +88,20 @@ class PackedHead:
             )
         return total.to(hidden.dtype)
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of dimensions and their panels, which hold until the next block is asked for."""
+    def _split(self) -> list[slice]:
+        """Blocks of dimensions, of like size and in whole panels."""
         width = cpp_module().panel_width(dtype_code(self._weight))
         most = ROW_BYTES // (self._weight.itemsize * self._planes * width) or 1
         panels = -(-self._dim // width)
         count = -(-panels // most)
         dims = -(-panels // count) * width if count else 1
-        buffer: Tensor | None = None
-        for i, start in enumerate(range(0, self._dim, dims)):
-            part = slice(start, min(start + dims, self._dim))
-            if self._kept is not None:
-                yield part, self._kept[i]
-                continue
-            if buffer is not None and part.stop - part.start < dims:
-                buffer = None
-            buffer = pack(self._weight, self._bias, self._planes, part, buffer)
-            yield part, buffer
+        return [slice(start, min(start + dims, self._dim)) for start in range(0, self._dim, dims)]
+
+    def _pack(self, dims: slice, buffer: Tensor | None = None) -> Tensor:
+        """The panels of a block, in the buffer of the last one if they fill it."""
+        if dims.stop - dims.start < self._parts[0].stop:
+            buffer = None
+        return pack(self._weight, self._bias, self._planes, dims, buffer)
 
 
 def forward(
@@ -133,10 +128,8 @@ def _by_image(
         image = target[i : i + 1]
         for start in range(0, k, TILE_SAMPLES):
             tile = hidden[start : start + TILE_SAMPLES, i : i + 1]
-            parameters = linear(tile, weight, bias)
-            out[i, start : start + TILE_SAMPLES] = importance_forward(parameters, image, family)[
-                :, 0
-            ]
+            found = importance_forward(linear(tile, weight, bias), image, family)
+            out[i, start : start + TILE_SAMPLES] = found[:, 0]
     return out.t().contiguous()
 
 

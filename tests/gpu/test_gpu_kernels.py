@@ -238,6 +238,20 @@ def test_scoring_can_be_captured(family: str) -> None:
     assert torch.equal(captured(run, hidden, other), run(other))
 
 
+@pytest.mark.parametrize("architecture", ["fc", "conv"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_decoder_of_16_bits(dtype: torch.dtype, architecture: str) -> None:
+    torch.manual_seed(0)
+    hidden = (32, 32) if architecture == "fc" else (8, 16)
+    model = lipvae.LipschitzVAE((1, 8, 8), 3, architecture, hidden).cuda()
+    x = torch.rand(10, 1, 8, 8, device="cuda")
+    low = lipvae.Scorer(model, num_samples=200, decoder_dtype=dtype)(x)
+    full = lipvae.Scorer(model, num_samples=200)(x)
+    assert not torch.equal(low["elbo"], full["elbo"])
+    torch.testing.assert_close(low["elbo"], full["elbo"], rtol=0.02, atol=0.1)
+    torch.testing.assert_close(low["kl"], full["kl"])
+
+
 def test_autotuning_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     from lipvae.kernels import _tuning
     from lipvae.kernels.lipschitz_linear import lipschitz_linear_forward
