@@ -2,15 +2,14 @@
 
 On a CPU every image goes alone through the encoder and the decoder, in tiles of a fixed number of
 samples and by one thread: a matrix product rounds by its shape and by the number of its threads.
-Not so those of :class:`PackedDecoder`, which a few images share. What is left, elementwise in z and
-sums over k, is done for a few images at once too; the shapes are padded to multiples of any vector,
-so that all images take the same path. On an accelerator images go through everything in blocks of a
-fixed size, the last one padded.
+Not so those of :class:`PackedEncoder` and :class:`PackedDecoder`, which images share. What is left,
+elementwise in z and sums over k, is done for a few images at once too; the shapes are padded to
+multiples of any vector, so that all images take the same path. On an accelerator images go through
+everything in blocks of a fixed size, the last one padded.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lipvae import ops
-from lipvae._packed_decoder import PackedDecoder, can_pack
+from lipvae._packed_decoder import PackedDecoder
+from lipvae._packed_model import PackedModel
 from lipvae._workers import for_each
 from lipvae.models import VAE, HypersphericalVAE
 from lipvae.models.posterior import Streams
@@ -33,6 +33,9 @@ TILE = 128
 
 # Images of a CPU block: one vector of doubles, so that no sum treats its last columns differently.
 GROUP = 8
+
+# Images that are encoded at once by a product whose rows do not reach each other.
+ENCODED = 512
 
 # Noise that is kept instead of being drawn again for every image, in bytes.
 NOISE_BUDGET = 4 << 20
@@ -103,6 +106,7 @@ class ImportancePass:
     Args:
         model: in evaluation mode.
         noise: of the K samples.
+        packed: the model's weights.
         refine: steps by which each input's mean moves before the samples are drawn,
             :mod:`lipvae.refinement`.
         seed: of the samples of those steps.
@@ -113,22 +117,19 @@ class ImportancePass:
         self,
         model: VAE,
         noise: Noise,
+        packed: PackedModel,
         refine: int = 0,
         seed: int = 0,
         decoder_dtype: torch.dtype | None = None,
     ) -> None:
         self._model = model
         self._noise = noise
+        self._packed = packed
         self._refine = refine
         self._steps_noise = antithetic_noise(seed, model.latent_dim) if refine else None
         self._head = model.decoder_head()
         self._dtype = next(model.parameters()).dtype
         self._decoder_dtype = decoder_dtype
-
-    @functools.cached_property
-    def _packed(self) -> PackedDecoder | None:
-        packs = self._decoder_dtype is None and can_pack(self._model)
-        return PackedDecoder(self._model) if packs else None
 
     def run(self, x: Tensor, block: int) -> ImportanceStatistics:
         """The statistics of each image.
@@ -141,12 +142,14 @@ class ImportancePass:
         alone = x.device.type == "cpu"
         size = GROUP if alone else block
         table = x.new_empty(len(_STATISTICS), len(x), dtype=torch.float64)
-        _ = self._packed  # before the threads ask for it
+        encoded = self._encode_together(x) if alone else None
+        decoder = self._packed.decoder() if alone and self._decoder_dtype is None else None
 
         def work(i: int) -> None:
             columns = slice(i * size, (i + 1) * size)
             with torch.inference_mode():
-                statistics = self._block(x[columns], size, alone)
+                posterior = None if encoded is None else encoded[columns]
+                statistics = self._block(x[columns], size, alone, posterior, decoder)
                 rows = torch.stack([getattr(statistics, name) for name in _STATISTICS])
                 table[:, columns] = rows[:, : len(x) - columns.start]
 
@@ -157,39 +160,64 @@ class ImportancePass:
     def encode(self, x: Tensor, block: int) -> Any:
         """q(z | x) of each image, with parameters in double; arguments as of :meth:`run`."""
         alone = x.device.type == "cpu"
+        if alone and (together := self._encode_together(x)) is not None:
+            return _joined([together], len(x))
         size = GROUP if alone else block
         blocks = -(-len(x) // size)
         found: list[Any] = [None] * blocks
 
         def work(i: int) -> None:
             with torch.no_grad():
-                found[i] = self._encode(_parts(x[i * size : (i + 1) * size], size, alone), size)
+                parts = _parts(x[i * size : (i + 1) * size], size, alone)
+                found[i] = _joined([self._model._encode(part) for part in parts], size)
 
         _each(blocks, work, alone)
         return _joined(found, len(x))[: len(x)]
 
-    def _encode(self, parts: list[Tensor], size: int, refine: bool = False) -> Any:
-        found = [self._model._encode(part) for part in parts]
-        if refine and self._steps_noise is not None:
-            found = [
-                refined(self._model, q, part.flatten(1), self._steps_noise, self._refine)
-                for q, part in zip(found, parts, strict=True)
-            ]
-        # In double from here on: rounding of z would enter the densities, not the samples.
-        return _joined(found, size)
+    def _encode_together(self, x: Tensor) -> Any:
+        """q(z | x) by products that the images share; None where they must not."""
+        encoder = self._packed.encoder()
+        if encoder is None:
+            return None
+        with torch.no_grad():
+            found = [encoder.posterior(part) for part in x.flatten(1).split(ENCODED)]
+        return found[0] if len(found) == 1 else _concatenated(found)
 
-    def _block(self, x: Tensor, size: int, alone: bool) -> ImportanceStatistics:
+    def _posteriors(self, parts: list[Tensor], encoded: Any) -> list[Any]:
+        """q(z | x) of each part, refined; `encoded` is that of all of them, if there is one."""
+        if encoded is None:
+            found = [self._model._encode(part) for part in parts]
+        elif self._refine:
+            found = [encoded[i] for i in range(len(parts))]
+        else:
+            return [encoded]
+        if self._steps_noise is None:
+            return found
+        return [
+            refined(self._model, q, part.flatten(1), self._steps_noise, self._refine)
+            for q, part in zip(found, parts, strict=True)
+        ]
+
+    def _block(
+        self,
+        x: Tensor,
+        size: int,
+        alone: bool,
+        encoded: Any = None,
+        decoder: PackedDecoder | None = None,
+    ) -> ImportanceStatistics:
         """The statistics of `size` images, of which the last repeats where `x` has fewer."""
         parts = _parts(x, size, alone)
-        posterior = self._encode(parts, size, refine=True)
+        # In double from here on: rounding of z would enter the densities, not the samples.
+        posterior = _joined(self._posteriors(parts, encoded), size)
         targets = [part.flatten(1) for part in parts]
-        packed, together = self._packed if alone else None, torch.cat(targets)
+        together = torch.cat(targets)
         accumulator = ImportanceAccumulator()
         for noise in self._noise.on(x.device):
             z = posterior.rsample(noise)
             low = z.to(self._dtype)
-            if packed is not None:
-                found = [packed.log_likelihood(low[:, : len(x)], together)]
+            if decoder is not None:
+                found = [decoder.log_likelihood(low[:, : len(x)], together)]
             else:
                 columns = low.split(1, 1) if alone else [low]
                 pairs = zip(columns, targets, strict=False)
@@ -257,10 +285,17 @@ def by_columns(statistic: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
     return torch.cat([statistic(block) for block in blocks])[: table.shape[1]]
 
 
+def _concatenated(posteriors: list[Any]) -> Any:
+    """The posteriors of all rows in one."""
+    names = [field.name for field in fields(posteriors[0])]
+    found = {name: torch.cat([getattr(p, name) for p in posteriors]) for name in names}
+    return replace(posteriors[0], **found)
+
+
 def _joined(posteriors: list[Any], size: int) -> Any:
     """The posteriors of all rows in one, with parameters in double, padded to `size` rows."""
-    joined = {
-        field.name: _padded(torch.cat([getattr(p, field.name) for p in posteriors]), size).double()
-        for field in fields(posteriors[0])
+    joined = _concatenated(posteriors)
+    padded = {
+        field.name: _padded(getattr(joined, field.name), size).double() for field in fields(joined)
     }
-    return replace(posteriors[0], **joined)
+    return replace(joined, **padded)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lipvae import _packed_layers as layers
 from lipvae._backend import choose
 from lipvae.models import VAE
 from lipvae.ops.importance_linear import PackedHead
-from lipvae.ops.panels import PackedLinear
 
 
 class PackedDecoder:
@@ -21,9 +21,9 @@ class PackedDecoder:
     """
 
     def __init__(self, model: VAE) -> None:
-        *hidden, head = [layer for layer in model.decoder if type(layer) is nn.Linear]
-        self._hidden = [PackedLinear(layer.weight, layer.bias) for layer in hidden]
-        self._head = PackedHead(head.weight, head.bias, model.likelihood.name).keep()
+        *hidden, head = model.decoder
+        self._hidden = layers.PackedLayers(hidden)
+        self._head = PackedHead(*layers.in_use(head), model.likelihood.name).keep()
 
     def log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
         """log p(x | z_k).
@@ -35,9 +35,7 @@ class PackedDecoder:
         Returns:
             [K, B].
         """
-        rows = z.flatten(0, 1)
-        for layer in self._hidden:
-            rows = layer(rows, relu=True)
+        rows = self._hidden(z.flatten(0, 1))
         return self._head.log_likelihood(rows.unflatten(0, z.shape[:2]), target)
 
 
@@ -49,12 +47,12 @@ def can_pack(model: VAE) -> bool:
     own = (model.decode, VAE.decode), (model.decode_hidden, VAE.decode_hidden)
     if any(getattr(method, "__func__", None) is not usual for method, usual in own):
         return False
-    layers = list(model.decoder)
-    if choose("importance", next(model.parameters())) != "cpp" or not layers:
-        return False
-    kinds = [nn.Linear if i % 2 == 0 else nn.ReLU for i in range(len(layers))]
+    found = list(model.decoder)
     return (
-        len(layers) % 2 == 1
-        and all(type(layer) is kind for layer, kind in zip(layers, kinds, strict=True))
-        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+        choose("importance", next(model.parameters())) == "cpp"
+        and bool(found)
+        and not layers.hooked(model.decoder)
+        and type(found[-1]) is not nn.ReLU
+        and getattr(found[-1], "group_size", None) is None
+        and layers.can_pack(found)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,16 +12,18 @@ from torch import Tensor
 from lipvae import scores as definitions
 from lipvae._decoder_dtype import check_decoder_dtype
 from lipvae._importance_pass import ImportancePass, Noise, by_columns, noise_of
+from lipvae._packed_model import PackedModel
 from lipvae._validate import check_count, check_unit_interval, describe
 from lipvae.batches import Images, as_input, checked, generator
 from lipvae.calibration import Calibration, fingerprint
 from lipvae.models import VAE, BayesianVAE, Ensemble
-from lipvae.nn import frozen
 from lipvae.scores import Evidence
 from lipvae.statistics import ImportanceStatistics
 
 # Images that an accelerator decodes at once, TILE samples of each.
 DEFAULT_BLOCK = 64
+
+_NOTHING = contextlib.nullcontext()
 
 
 class Scorer:
@@ -60,6 +63,10 @@ class Scorer:
 
     Samples stream through in tiles, so memory does not grow with K. Where the decoder ends in a
     linear layer, that layer and the log-likelihood are one op and the logits are never stored.
+
+    Weights are projected, and on a CPU rearranged, by the first call and kept for the next ones
+    until the model's weights change, which torch counts. It does not see changes that are made
+    through ``weight.data``: after those, make another scorer.
 
     An encoder serves all inputs and fits none of them best. With `refine` steps of natural
     gradient each input's mean first goes up its own ELBO, and the scores are those of the posterior
@@ -158,6 +165,7 @@ class Scorer:
         self.decoder_dtype = check_decoder_dtype(decoder_dtype, members)
         self._noise: dict[tuple[str, int], Noise] = {}
         self._drawn: tuple[object, Ensemble] | None = None
+        self._packed: dict[VAE, PackedModel] = {}
         self.calibration = calibration
 
     @property
@@ -188,7 +196,7 @@ class Scorer:
                 f"score {wanting!r} needs training images: call calibrate(data) before"
             )
         single = self.model if isinstance(self.model, VAE) else None
-        with _evaluating(self.model):
+        with self._evaluating(self.model):
             evidence = Evidence(
                 single,
                 x,
@@ -221,7 +229,7 @@ class Scorer:
             TypeError: for an ensemble, which has statistics of each member only.
         """
         x = self._check(x)
-        with _evaluating(self.model):
+        with self._evaluating(self.model):
             return self._pass(self._single()).run(x, self.batch_size)
 
     @property
@@ -280,7 +288,7 @@ class Scorer:
             images = images[order[:max_images].to(images.device)]
         like = next(model.parameters())
         x = self._check(as_input(images.to(like.device), like))
-        with _evaluating(model):
+        with self._evaluating(model):
             work = self._pass(model)
             statistics = work.run(x, self.batch_size)
             posterior = work.encode(x, self.batch_size)
@@ -304,8 +312,38 @@ class Scorer:
         key = (model.posterior_family, model.latent_dim)
         if key not in self._noise:
             self._noise[key] = noise_of(model, self.num_samples, self.seed)
-        noise = self._noise[key]
-        return ImportancePass(model, noise, self.refine, self.seed, self.decoder_dtype)
+        return ImportancePass(
+            model,
+            self._noise[key],
+            self._weights(model),
+            self.refine,
+            self.seed,
+            self.decoder_dtype,
+        )
+
+    def _weights(self, model: VAE) -> PackedModel:
+        """The model's weights, of an earlier call if they are the same still."""
+        kept = self._packed.get(model)
+        if kept is None or not kept.current():
+            kept = self._packed[model] = PackedModel(model)
+        return kept
+
+    @contextlib.contextmanager
+    def _evaluating(self, model: VAE | Ensemble) -> Iterator[None]:
+        """Evaluation mode and projected weights inside the block; every module's mode after it."""
+        training = [module for module in model.modules() if module.training]
+        try:
+            for module in training:
+                module.training = False
+            with self._weights(model).in_use() if isinstance(model, VAE) else _NOTHING:
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was computed from the weights is known by where they lie.
+        return self.__dict__ | {"_packed": {}, "_drawn": None}
 
     def _members(self) -> Ensemble:
         """The models theta_s; those of a Bayesian model are drawn anew when its weights change."""
@@ -314,13 +352,14 @@ class Scorer:
         assert isinstance(self.model, BayesianVAE)
         key = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
         if self._drawn is None or self._drawn[0] != key:
+            self._packed.clear()
             self._drawn = (key, self.model.ensemble(self.num_draws, self.seed))
         return self._drawn[1]
 
     def _draw_log_likelihoods(self, x: Tensor) -> Tensor:
         rows = []
         for member in self._members().members:
-            with _evaluating(member):
+            with self._evaluating(member):
                 rows.append(self._pass(member).run(x, self.batch_size).is_log_likelihood)
         return torch.stack(rows)
 
@@ -372,17 +411,3 @@ class Scorer:
             f"{f', refine={self.refine}' if self.refine else ''}"
             f"{f', decoder_dtype={self.decoder_dtype}' if self.decoder_dtype else ''})"
         )
-
-
-@contextlib.contextmanager
-def _evaluating(model: VAE | Ensemble) -> Iterator[None]:
-    """Evaluation mode and projected weights inside the block; every module's mode after it."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with frozen(model):
-            yield
-    finally:
-        for module in training:
-            module.training = True

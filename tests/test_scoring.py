@@ -20,6 +20,7 @@ import lipvae
 import lipvae.distributions
 from lipvae import _importance_pass, reference
 from lipvae._importance_pass import ImportancePass, noise_of
+from lipvae._packed_model import PackedModel
 from lipvae._workers import for_each
 from lipvae.calibration import Calibration
 from lipvae.models import VAE, HypersphericalVAE, LipschitzVAE
@@ -236,7 +237,7 @@ def test_blocks_of_an_accelerator(name: str) -> None:
     # The path of an accelerator, on the CPU: padded blocks.
     model = make(name)
     x = images(model, 5)
-    samples = ImportancePass(model, noise_of(model, 150, 0))
+    samples = ImportancePass(model, noise_of(model, 150, 0), PackedModel(model))
     with torch.inference_mode():
         whole = samples._block(x, 8, alone=False)
         alone = samples._block(x, 8, alone=True)

@@ -179,6 +179,13 @@ class LipschitzLayer(nn.Module):
         """The weight projected by :func:`frozen`, where autograd does not ask for its gradient."""
         return None if self._frozen is None or needs_grad(weight) else self._frozen
 
+    def weight_in_use(self) -> Tensor:
+        """The projected weight without a gradient: that of :func:`frozen`, where there is one."""
+        if self._frozen is not None:
+            return self._frozen
+        with torch.no_grad():
+            return self.projected_weight()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # A cast of the module would cast the thresholds too, and a move leaves them behind.
         super()._apply(fn, recurse)
@@ -355,6 +362,31 @@ def _pair(name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, i
     return check_count(name, value, minimum), check_count(name, value, minimum)
 
 
+class ProjectedWeights:
+    """The projected weights of all Lipschitz layers in a module, as they are now.
+
+    Args:
+        module: whose layers, at any depth, are projected.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        layers = [layer for layer in module.modules() if isinstance(layer, LipschitzLayer)]
+        with torch.inference_mode(False):
+            self._weights = [(layer, layer.weight_in_use()) for layer in layers]
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The layers multiply by these weights inside the block; see :func:`frozen`."""
+        fixed = [(layer, weight) for layer, weight in self._weights if layer._frozen is None]
+        try:
+            for layer, weight in fixed:
+                layer._frozen = weight
+            yield
+        finally:
+            for layer, _ in fixed:
+                layer._frozen = None
+
+
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """Computes the projected weights of all Lipschitz layers once for the whole block.
@@ -371,12 +403,5 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         >>> with frozen(layer), torch.no_grad():
         ...     outputs = [layer(torch.rand(1, 4)) for _ in range(3)]
     """
-    layers = [m for m in module.modules() if isinstance(m, LipschitzLayer) and m._frozen is None]
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            for layer in layers:
-                layer._frozen = layer.projected_weight()
+    with ProjectedWeights(module).in_use():
         yield module
-    finally:
-        for layer in layers:
-            layer._frozen = None

@@ -1,0 +1,79 @@
+"""A model's weights as scoring takes them, kept for as long as they stay what they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lipvae import _packed_decoder, _packed_encoder
+from lipvae._backend import requested
+from lipvae._packed_decoder import PackedDecoder
+from lipvae._packed_encoder import PackedEncoder
+from lipvae.models import VAE
+from lipvae.nn.layers import LipschitzLayer, ProjectedWeights
+
+
+class PackedModel:
+    """Projected weights, and those of fully connected networks packed for the C++ product.
+
+    Args:
+        model: as it is now. :meth:`current` says whether it still is.
+    """
+
+    def __init__(self, model: VAE) -> None:
+        self._model = model
+        self._projected = ProjectedWeights(model)
+        self._state = _state(model)
+        self._encoder: PackedEncoder | None = None
+        self._decoder: PackedDecoder | None = None
+        # A weight that is kept cannot make room for another at the same address.
+        self._weights = [parameter.detach() for parameter in model.parameters()]
+
+    def current(self) -> bool:
+        """Whether the weights and the layers are the same as when this was made.
+
+        A weight is known by its storage and by its version, which every operation in place counts;
+        what writes past torch, as `weight.data` or numpy can, is not seen.
+        """
+        found = self._state
+        return found is not None and found == _state(self._model)
+
+    def in_use(self) -> Any:
+        """The model's Lipschitz layers multiply by the kept weights inside the block."""
+        return self._projected.in_use()
+
+    def encoder(self) -> PackedEncoder | None:
+        """None where torch has to encode."""
+        if not _packed_encoder.can_pack(self._model):
+            return None
+        if self._encoder is None:
+            self._encoder = PackedEncoder(self._model)
+        return self._encoder
+
+    def decoder(self) -> PackedDecoder | None:
+        """None where torch has to decode."""
+        if not _packed_decoder.can_pack(self._model):
+            return None
+        if self._decoder is None:
+            self._decoder = PackedDecoder(self._model)
+        return self._decoder
+
+
+def _state(model: VAE) -> list[object] | None:
+    """What the packed weights follow from; None where a change could not be seen."""
+    found: list[object] = [requested(), model.likelihood.name]
+    for module in model.modules():
+        found += [module, len(module._forward_hooks), len(module._forward_pre_hooks)]
+        if isinstance(module, LipschitzLayer):
+            found += [module.lipschitz, module.group_size]
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                if parameter.is_inference():
+                    return None
+                found += _identity(parameter)
+    return found
+
+
+def _identity(weight: Tensor) -> tuple[object, ...]:
+    return weight.data_ptr(), weight._version, weight.dtype, weight.shape, weight.stride()
