@@ -309,13 +309,14 @@ class Scorer:
         return self.model
 
     def _pass(self, model: VAE) -> ImportancePass:
+        """Inside :meth:`_evaluating` of the model."""
         key = (model.posterior_family, model.latent_dim)
         if key not in self._noise:
             self._noise[key] = noise_of(model, self.num_samples, self.seed)
         return ImportancePass(
             model,
             self._noise[key],
-            self._weights(model),
+            self._packed[model],
             self.refine,
             self.seed,
             self.decoder_dtype,
