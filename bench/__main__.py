@@ -19,7 +19,7 @@ from bench.settings import Settings
 
 OPS = (
     "l1_ball", "group_sort", "lipschitz_linear", "importance", "importance_linear", "vmf",
-    "training", "scoring",
+    "training", "scoring", "scores",
 )  # fmt: skip
 OUT = Path("out")
 FILES_HELP = f"runs' rows (default: {OUT}/bench-*.json)"

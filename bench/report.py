@@ -12,13 +12,17 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from bench import bars, bench_scoring, results
+from bench import bars, bench_scores, bench_scoring, results
 from bench.results import MeasuredCase, Row, factor, megabytes, seconds
+from bench.settings import PUBLIC
 
 PAGE = "performance.md"
 CASES = "tables/performance-cases.md"
 # The parts of the page that commands write.
 MEASURED, ROOFLINE = "measured", "roofline"
+SCORES_NOTE = """A scorer that gives this score alone, on one thread; several of the same samples
+cost no more than the slowest of them. Each of the S models of an ensemble draws K samples.
+Likelihood regret takes 100 gradient steps."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,32 @@ def measured_on(rows: Sequence[Row]) -> str:
     return "\n".join(f"- {line}" for line in dict.fromkeys(_machine(row) for row in rows))
 
 
+def scores_table(measured: Iterable[MeasuredCase]) -> str:
+    """Markdown: what each score costs by itself."""
+    lines = [
+        "| score | K | S | images a second, fc | time / decoder alone | images a second, conv "
+        "| time / decoder alone |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    found: dict[str, dict[str, Row]] = {}
+    for case in measured:
+        score, _, architecture = case.first["variant"].partition(", ")
+        found.setdefault(score, {})[architecture] = case.rows[PUBLIC]
+    for score, rows in found.items():
+        shape = next(iter(rows.values()))["shape"]
+        cells = [score, str(shape["K"]), str(shape.get("S", ""))]
+        for architecture in ("fc", "conv"):
+            row = rows.get(architecture)
+            if row is None:
+                cells += ["", ""]
+                continue
+            cells.append(f"{row['work']['images'] / row['median_s']:,.0f}")
+            decodes = row["limit"] == bench_scores.DECODER
+            cells.append(factor(row["to_limit"]) if decodes else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def section(rows: Sequence[Row], images: Sequence[Path]) -> str:
     """The measured part of the page: bars and plots."""
     parts = ["Measured on:", measured_on(rows)]
@@ -173,6 +203,10 @@ def section(rows: Sequence[Row], images: Sequence[Path]) -> str:
     if not any(row["device"] == "cuda" for row in rows):
         parts.append("GPU: not measured on a GPU.")
     parts.append(f"Every case, with quantiles and peers: [{CASES}]({CASES}).")
+    one = [row for row in rows if row["device"] == "cpu" and row["threads"] == 1]
+    scores = results.cases(row for row in one if row["op"] == "scores")
+    if scores:
+        parts += ["### Each score by itself", SCORES_NOTE, scores_table(scores)]
     titles = {f"performance-{plot.name}": f"{plot.op}, by {plot.axis}" for plot in PLOTS}
     parts.append("### Plots")
     parts += [

@@ -6,7 +6,7 @@ import load_bench  # noqa: F401
 import pytest
 import torch
 
-from bench import bars, bench_l1_ball, harness, memory, report, results, roofline
+from bench import bars, bench_l1_ball, bench_scores, harness, memory, report, results, roofline
 from bench.__main__ import main
 from bench.harness import Budget, Case, Provider, Timing, measure, run_case
 from bench.settings import COPY, KERNEL, Settings
@@ -213,3 +213,20 @@ def test_cuda_is_refused_without_a_gpu(capsys):
     with pytest.raises(SystemExit):
         main(["--device", "cuda"])
     assert "finds no GPU" in capsys.readouterr().err
+
+
+def test_each_score_has_its_cost():
+    names = ("hole_indicator", "waic", "pixel_mean")
+    shared = {"device": "cpu", "device_name": "a", "threads": 1}
+    rows = [
+        row | shared
+        for name in names
+        for row in run_case(bench_scores.score_case(name, "fc", QUICK), TINY, "cpu")
+    ]
+    lines = report.scores_table(results.cases(rows)).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in names]
+    for line, name in zip(lines, names, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert float(cells[3].replace(",", "")) > 0
+        assert (cells[4] == "") == (name == "pixel_mean")  # which decodes nothing
+    assert [line.split(" | ")[1:3] for line in lines] == [["64", ""], ["8", "8"], ["64", ""]]

@@ -1,0 +1,70 @@
+"""scores: what each score costs by itself, against decoding as many samples and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+import lipvae
+from bench.bench_training import lipschitz_vae
+from bench.harness import Case, Provider
+from bench.settings import COPY, PUBLIC, Settings
+from lipvae.scores import SCORES
+from lipvae.scoring import Scorer
+
+DECODER = "the decoder alone"
+# Images, their sides, samples, and models of the ensemble.
+B, SIDE, K, DRAWS = 16, 28, 64, 8
+CALIBRATION = 256
+# One of each sort: scores of the same samples cost the same.
+QUICK = ("hole_indicator", "waic", "likelihood_regret")
+CONV = ("hole_indicator", "waic", "input_complexity", "typicality", "f_lip", "f_agg")
+
+
+def decoding(model: lipvae.VAE, samples: int) -> Callable[[], None]:
+    """Decodes as many samples of each image, in one call an image."""
+    z = torch.randn(samples, model.latent_dim, device=next(model.parameters()).device)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(B):
+            model.decode(z)
+
+    return run
+
+
+def score_case(name: str, architecture: str, settings: Settings) -> Case:
+    """One score of one model, or of one ensemble."""
+    score = SCORES[name]
+    shape = (1, SIDE, SIDE)
+    x: Tensor = (settings.rand(B, *shape) * 255).round() / 255
+    options = {"input_shape": shape, "latent_dim": 10, "architecture": architecture}
+    model: lipvae.VAE = lipschitz_vae(settings, **options).eval()
+    samples, k = K, K
+    if score.source == "draws":
+        model = lipvae.BayesianVAE(**options).to(settings.device).eval()
+        samples, k = DRAWS * (K // DRAWS), K // DRAWS
+    scorer = Scorer(model, [name], num_samples=k, num_draws=DRAWS)
+    if score.calibrated:
+        scorer.calibrate(settings.rand(CALIBRATION, *shape, seed=1), max_images=CALIBRATION)
+    if score.source == "images":
+        limit = Provider(COPY, "limit", x.clone)
+    else:
+        limit = Provider(DECODER, "limit", decoding(model, samples))
+    ours = Provider(PUBLIC, "ours", lambda: scorer(x))
+    sizes = {"K": k, "B": B, "D": SIDE**2, "m": 10}
+    if score.source == "draws":
+        sizes["S"] = DRAWS
+    return Case(
+        "scores", f"{name}, {architecture}", sizes, x.dtype, [limit, ours],
+        work={"images": float(B)},
+    )  # fmt: skip
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    for name in QUICK if settings.quick else SCORES:
+        yield score_case(name, "fc", settings)
+    for name in () if settings.quick else CONV:
+        yield score_case(name, "conv", settings)
