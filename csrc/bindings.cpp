@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -216,6 +217,33 @@ void linear_forward(Address x, Address panels, Address out, std::int64_t rows, s
   lipvae::kernels().linear(arguments);
 }
 
+void conv_transpose_forward(Address x, Address panels, Address bias, Address out, std::int64_t batch,
+                            std::array<std::int64_t, 3> in, std::array<std::int64_t, 3> to,
+                            std::array<std::int64_t, 2> kernel, std::array<std::int64_t, 2> stride,
+                            std::array<std::int64_t, 2> padding, std::int64_t width, bool relu, int dtype,
+                            int threads) {
+  check_width(width, dtype_of(dtype));
+  const std::int64_t taps =
+      span({{"kernel height", kernel[0]}, {"kernel width", kernel[1]}, {"to channels", to[2]}});
+  const std::int64_t columns = (taps + width - 1) / width * width;
+  if (columns * (dtype == 0 ? 4 : 8) > lipvae::taps_bytes)
+    throw py::value_error(given("taps", "less: those of a pixel have to fit into 128 kB", taps));
+  if (stride[0] < 1 || stride[1] < 1) throw py::value_error("stride must be at least 1");
+  if (padding[0] < 0 || padding[1] < 0) throw py::value_error("padding must not be negative");
+  const std::int64_t weights = panels_span(1, taps, in[2], width);
+  check_threads(threads);
+  check_address("x", x, span({{"batch", batch}, {"input height", in[0]}, {"input width", in[1]}, {"input channels", in[2]}}));
+  check_address("panels", panels, weights);
+  check_address("out", out,
+                span({{"batch", batch}, {"to height", to[0]}, {"to width", to[1]}, {"to channels", to[2]}}));
+  const lipvae::ConvTranspose arguments{
+      pointer<const void>(x), pointer<const void>(panels), pointer<const void>(bias), pointer<void>(out),
+      batch, in[0], in[1], in[2], to[0], to[1], to[2], kernel[0], kernel[1], stride[0], stride[1],
+      padding[0], padding[1], relu, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().conv_transpose(arguments);
+}
+
 void importance_linear_forward(Address hidden, Address panels, Address target, Address total,
                                std::int64_t samples, std::int64_t batch, std::int64_t dim,
                                std::int64_t inner, std::int64_t width, int family, int dtype,
@@ -351,6 +379,12 @@ PYBIND11_MODULE(_C, m) {
         "Writes out [rows, D] = x W^T + bias for x [rows, H] and the panels of one plane, or its positive\n"
         "part if relu. A row of out depends on its row of x only.",
         "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "relu"_a, "dtype"_a, "threads"_a);
+  m.def("conv_transpose_forward", &conv_transpose_forward,
+        "Writes out [batch, *to], the transposed convolution of x [batch, *input], both (height, width,\n"
+        "channels), or its positive part if relu. panels has a column for each (y, x, channel) of the kernel;\n"
+        "bias [channels] may be 0. An image of out depends on its image of x only.",
+        "x"_a, "panels"_a, "bias"_a, "out"_a, "batch"_a, "input"_a, "to"_a, "kernel"_a, "stride"_a,
+        "padding"_a, "width"_a, "relu"_a, "dtype"_a, "threads"_a);
   m.def("importance_linear_forward", &importance_linear_forward,
         "Adds importance_forward of the parameters hidden W^T + bias to total [K, B] (float64), for hidden\n"
         "[K, B, H], target [B, D] and panels with a plane for each parameter of the family. An entry of\n"

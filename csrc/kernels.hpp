@@ -94,6 +94,24 @@ struct Linear {
   int threads;
 };
 
+// What conv_transpose keeps of a tile: the taps of one pixel have to fit.
+constexpr std::int64_t taps_bytes = 128 * 1024;
+
+// out = the transposed convolution of x, plus bias, or its positive part; both lie channels last. An image
+// of out depends on its image of x alone.
+struct ConvTranspose {
+  const void* x;       // [batch, height, width, in_channels]
+  const void* panels;  // of linear_pack: a column for each (y, x, channel) of the kernel, without bias
+  const void* bias;    // [out_channels] or null
+  void* out;           // [batch, out_height, out_width, out_channels]
+  std::int64_t batch, height, width, in_channels;
+  std::int64_t out_height, out_width, out_channels;
+  std::int64_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;
+  bool relu;
+  DType dtype;
+  int threads;
+};
+
 // A row of logits, or of other parameters, may be as large as this.
 constexpr std::int64_t logits_bytes = 256 * 1024;
 
@@ -161,6 +179,7 @@ struct KernelTable {
   std::int64_t (*panel_width)(DType);  // columns of a panel of linear_pack
   void (*linear_pack)(const LinearPack&);
   void (*linear)(const Linear&);
+  void (*conv_transpose)(const ConvTranspose&);
   void (*importance_linear)(const ImportanceLinear&);
   void (*vmf)(const Vmf&);
   void (*vmf_angle)(const VmfAngle&);

@@ -106,6 +106,22 @@ def linear_forward(
     dtype: int,
     threads: int,
 ) -> None: ...
+def conv_transpose_forward(
+    x: int,
+    panels: int,
+    bias: int,
+    out: int,
+    batch: int,
+    input: tuple[int, int, int],
+    to: tuple[int, int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    width: int,
+    relu: bool,
+    dtype: int,
+    threads: int,
+) -> None: ...
 def importance_linear_forward(
     hidden: int,
     panels: int,

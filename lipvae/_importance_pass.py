@@ -2,10 +2,10 @@
 
 On a CPU every image goes alone through the encoder and the decoder, in tiles of a fixed number of
 samples and by one thread: a matrix product rounds by its shape and by the number of its threads.
-Not so those of :class:`PackedEncoder` and :class:`PackedDecoder`, which images share. What is left,
-elementwise in z and sums over k, is done for a few images at once too; the shapes are padded to
-multiples of any vector, so that all images take the same path. On an accelerator images go through
-everything in blocks of a fixed size, the last one padded.
+Not so those of :mod:`lipvae._packed_encoder` and :mod:`lipvae._packed_decoder`, which images share.
+What is left, elementwise in z and sums over k, is done for a few images at once too; the shapes are
+padded to multiples of any vector, so that all images take the same path. On an accelerator images
+go through everything in blocks of a fixed size, the last one padded.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lipvae import ops
-from lipvae._packed_decoder import PackedDecoder
+from lipvae import _packed_decoder, ops
 from lipvae._packed_model import PackedModel
 from lipvae._workers import for_each
 from lipvae.models import VAE, HypersphericalVAE
@@ -204,7 +203,7 @@ class ImportancePass:
         size: int,
         alone: bool,
         encoded: Any = None,
-        decoder: PackedDecoder | None = None,
+        decoder: _packed_decoder.Packed | None = None,
     ) -> ImportanceStatistics:
         """The statistics of `size` images, of which the last repeats where `x` has fewer."""
         parts = _parts(x, size, alone)

@@ -1,23 +1,31 @@
-"""A fully connected decoder whose rows do not reach each other."""
+"""Decoders whose rows do not reach each other, on the CPU."""
 
 from __future__ import annotations
 
+import itertools
+
+import torch
 from torch import Tensor, nn
 
 from lipvae import _packed_layers as layers
+from lipvae import ops
 from lipvae._backend import choose
 from lipvae.models import VAE
+from lipvae.ops.conv_transpose import PackedConvTranspose2d, fits
 from lipvae.ops.importance_linear import PackedHead
 
+# Samples that go through the convolutions at once: their activations stay in the last-level cache.
+CONVOLVED = 128
 
-class PackedDecoder:
-    """A decoder of linear layers with ReLU between them, as it is now, on the CPU.
+
+class FullyConnectedDecoder:
+    """A decoder of linear layers, ordinary or Lipschitz, as it is now.
 
     Each row of samples gets the same bits whatever rows are decoded with it, so images may share a
     product.
 
     Args:
-        model: one for which :func:`can_pack` holds. Later changes of its weights do not show.
+        model: one for which :func:`pack` makes this. Later changes of its weights do not show.
     """
 
     def __init__(self, model: VAE) -> None:
@@ -39,20 +47,97 @@ class PackedDecoder:
         return self._head.log_likelihood(rows.unflatten(0, z.shape[:2]), target)
 
 
-def can_pack(model: VAE) -> bool:
-    """Whether the decoder is what :class:`PackedDecoder` computes, and the C++ backend computes it.
+class ConvolutionalDecoder:
+    """Linear layers and transposed convolutions after them; as :class:`FullyConnectedDecoder`."""
+
+    def __init__(self, model: VAE) -> None:
+        found = list(model.decoder)
+        at, (channels, *self._size) = _unflatten(found)
+        # Activations lie channels last, so the last linear layer gives its outputs in that order.
+        places = torch.arange(channels * self._size[0] * self._size[1])
+        order = places.view(channels, *self._size).permute(1, 2, 0).flatten()
+        self._linear = layers.PackedLayers(found[:at], order)
+        self._convolutions = [
+            (_pack_convolution(layer), type(after) is nn.ReLU)
+            for layer, after in itertools.pairwise([*found[at + 1 :], None])
+            if isinstance(layer, nn.ConvTranspose2d)
+        ]
+        self._family = model.likelihood.name
+
+    def log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
+        """As of :class:`FullyConnectedDecoder`."""
+        parts = z.split(max(1, CONVOLVED // z.shape[1]))
+        return torch.cat([self._of_part(part, target) for part in parts])
+
+    def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
+        images = self._linear(z.flatten(0, 1)).unflatten(1, (*self._size, -1))
+        for convolution, relu in self._convolutions:
+            images = convolution(images, relu=relu)
+        parameters = images.permute(0, 3, 1, 2).reshape(*z.shape[:2], -1)
+        return ops.importance(parameters, target, self._family)
+
+
+Packed = FullyConnectedDecoder | ConvolutionalDecoder
+
+
+def pack(model: VAE) -> type[Packed] | None:
+    """What computes the model's decoder as it is now, if the C++ backend does; None for torch.
 
     Layers of other types, hooks, and subclasses that decode in their own way are left to torch.
     """
     own = (model.decode, VAE.decode), (model.decode_hidden, VAE.decode_hidden)
     if any(getattr(method, "__func__", None) is not usual for method, usual in own):
-        return False
+        return None
     found = list(model.decoder)
+    if (
+        choose("importance", next(model.parameters())) != "cpp"
+        or not found
+        or any(map(layers.hooked, [model.decoder, *found]))
+        or type(found[-1]) is nn.ReLU
+        or getattr(found[-1], "group_size", None) is not None
+    ):
+        return None
+    if layers.can_pack(found):
+        return FullyConnectedDecoder
+    return ConvolutionalDecoder if _convolves(found) else None
+
+
+def _unflatten(decoder: list[nn.Module]) -> tuple[int, tuple[int, ...]]:
+    """The place of the first Unflatten, and the shape it gives; the end, and none, without one."""
+    for i, layer in enumerate(decoder):
+        if type(layer) is nn.Unflatten and layer.dim == 1:
+            size = layer.unflattened_size
+            return i, tuple(side for side in size if isinstance(side, int) and side > 0)
+    return len(decoder), ()
+
+
+def _convolves(decoder: list[nn.Module]) -> bool:
+    """Whether :class:`ConvolutionalDecoder` computes the layers."""
+    at, size = _unflatten(decoder)
+    linear, images = decoder[:at], decoder[at + 1 :]
+    kinds = [nn.ConvTranspose2d if i % 2 == 0 else nn.ReLU for i in range(len(images))]
     return (
-        choose("importance", next(model.parameters())) == "cpp"
-        and bool(found)
-        and not layers.hooked(model.decoder)
-        and type(found[-1]) is not nn.ReLU
-        and getattr(found[-1], "group_size", None) is None
-        and layers.can_pack(found)
+        len(size) == 3
+        and bool(images)
+        and any(type(layer) is nn.Linear for layer in linear[-2:])
+        and layers.can_pack(linear)
+        and all(type(layer) is kind for layer, kind in zip(images, kinds, strict=True))
+        and all(_packs(layer) for layer in images if isinstance(layer, nn.ConvTranspose2d))
+    )
+
+
+def _packs(layer: nn.ConvTranspose2d) -> bool:
+    return layer.groups == 1 and layer.dilation == (1, 1) and fits(layer.weight)
+
+
+def _pack_convolution(layer: nn.ConvTranspose2d) -> PackedConvTranspose2d:
+    def pair(sizes: tuple[int | str, ...] | str) -> tuple[int, int]:
+        return int(sizes[0]), int(sizes[1])
+
+    return PackedConvTranspose2d(
+        layer.weight,
+        layer.bias,
+        pair(layer.stride),
+        pair(layer.padding),
+        pair(layer.output_padding),
     )

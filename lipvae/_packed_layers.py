@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
@@ -20,16 +21,21 @@ class PackedLayers:
 
     Args:
         layers: for which :func:`can_pack` holds.
+        order: of the last layer's outputs, which must not be sorted; None for their own.
     """
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
+    def __init__(self, layers: Iterable[nn.Module], order: Tensor | None = None) -> None:
         layers = list(layers)
-        following = [*layers[1:], None]
         self._steps = [
             (pack(layer), type(after) is nn.ReLU, getattr(layer, "group_size", None))
-            for layer, after in zip(layers, following, strict=True)
-            if type(layer) is not nn.ReLU
+            for layer, after in itertools.pairwise([*layers, None])
+            if layer is not None and type(layer) is not nn.ReLU
         ]
+        if order is not None:
+            last = next(layer for layer in reversed(layers) if type(layer) is not nn.ReLU)
+            weight, bias = in_use(last)
+            product = PackedLinear(weight[order], None if bias is None else bias[order])
+            self._steps[-1] = (product, *self._steps[-1][1:])
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[N, in] -> [N, out], contiguous."""

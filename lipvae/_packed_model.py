@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lipvae import _packed_decoder, _packed_encoder
 from lipvae._backend import requested
-from lipvae._packed_decoder import PackedDecoder
 from lipvae._packed_encoder import PackedEncoder
 from lipvae.models import VAE
 from lipvae.nn.layers import LipschitzLayer, ProjectedWeights
@@ -26,7 +25,7 @@ class PackedModel:
         self._projected = ProjectedWeights(model)
         self._state = _state(model)
         self._encoder: PackedEncoder | None = None
-        self._decoder: PackedDecoder | None = None
+        self._decoder: _packed_decoder.Packed | None = None
         # A weight that is kept cannot make room for another at the same address.
         self._weights = [parameter.detach() for parameter in model.parameters()]
 
@@ -51,13 +50,12 @@ class PackedModel:
             self._encoder = PackedEncoder(self._model)
         return self._encoder
 
-    def decoder(self) -> PackedDecoder | None:
+    def decoder(self) -> _packed_decoder.Packed | None:
         """None where torch has to decode."""
-        if not _packed_decoder.can_pack(self._model):
-            return None
-        if self._decoder is None:
-            self._decoder = PackedDecoder(self._model)
-        return self._decoder
+        kind = _packed_decoder.pack(self._model)
+        if kind is not None and type(self._decoder) is not kind:
+            self._decoder = kind(self._model)
+        return self._decoder if kind is not None else None
 
 
 def _state(model: VAE) -> list[object] | None:

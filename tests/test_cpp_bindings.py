@@ -112,6 +112,24 @@ def linear(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | Non
     return (out, panels), [None, None]
 
 
+def conv_transpose(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | None]]:
+    images, size, (n_in, n_out) = 37, (7, 6), (19, 13)
+    x = random(images, *size, n_in, dtype=dtype)
+    weight, bias = random(n_in, n_out, 4, 4, dtype=dtype), random(n_out, dtype=dtype)
+    taps = weight.permute(2, 3, 1, 0).reshape(-1, n_in).contiguous()
+    panels = pack(taps, torch.zeros(len(taps), dtype=dtype), 1, threads)
+    out = torch.empty(images, 2 * size[0], 2 * size[1], n_out, dtype=dtype)
+    at = [tensor.data_ptr() for tensor in (x, panels, bias, out)]
+    shapes = ((*size, n_in), tuple(out.shape[1:]), (4, 4), (2, 2), (1, 1))
+    _C.conv_transpose_forward(*at, images, *shapes, panels.shape[-1], True, code(dtype), threads)
+    truth = torch.nn.functional.conv_transpose2d(
+        x.double().permute(0, 3, 1, 2), weight.double(), bias.double(), 2, 1
+    ).relu()
+    error = out.double().permute(0, 3, 1, 2) - truth
+    assert error.abs().max() <= 500 * torch.finfo(dtype).eps
+    return (out,), [None]
+
+
 def importance_linear(
     dtype: torch.dtype, threads: int, family: str
 ) -> tuple[Outputs, list[Tensor | None]]:
@@ -155,6 +173,7 @@ OPS: list[tuple[str, str, Callable[..., Any], tuple[Any, ...]]] = [
     ),
     *((f"importance {family}", "importance", importance, (family,)) for family in FAMILIES),
     ("linear", "linear", linear, ()),
+    ("conv_transpose", "linear", conv_transpose, ()),
     *(
         (f"importance_linear {family}", "importance_linear", importance_linear, (family,))
         for family in FAMILIES
@@ -230,6 +249,20 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "importance_backward": ("grad_out parameters target grad_parameters", DENSITY),
     "linear_pack": ("weight bias panels", {"planes": 2, "plane_stride": 4, **PANELS}),
     "linear_forward": ("x panels out", {"rows": 2, "relu": False, **PANELS}),
+    "conv_transpose_forward": (
+        "x panels bias out",
+        {
+            "batch": 2,
+            "input": (2, 2, 3),
+            "to": (3, 3, 2),
+            "kernel": (2, 2),
+            "stride": (1, 1),
+            "padding": (0, 0),
+            "relu": True,
+            "width": _C.panel_width(1),
+            "dtype": 1,
+        },
+    ),
     "importance_linear_forward": (
         "hidden panels target total",
         {"K": 2, "B": 3, "family": 0, **PANELS},
@@ -245,6 +278,7 @@ NULLABLE = {
     ("l1_ball_forward", "warm"),
     ("group_sort_forward", "code"),
     ("linear_pack", "bias"),
+    ("conv_transpose_forward", "bias"),
 }
 COUNTS = ("rows", "cols", "outer", "n", "inner", "K", "B", "D", "H", "planes", "samples")
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -257,6 +291,12 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "family": (-1, 5),
     "group_size": (0, 3, 16),
     "plane_stride": (-1, 3),
+    "batch": (-1, 2**62),
+    "input": ((-1, 2, 3), (2, 2**62, 3)),
+    "to": ((3, -1, 2), (3, 2**62, 2)),
+    "kernel": ((2, -1), (2**62, 2)),
+    "stride": ((0, 1), (1, -2)),
+    "padding": ((-1, 0), (0, -1)),
     "width": (0, _C.panel_width(1) + 1),
     "radius": (0.0, -1.0, float("nan")),
 }

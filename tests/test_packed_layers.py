@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import lipvae
-from lipvae import reference
-from lipvae._packed_decoder import PackedDecoder
-from lipvae._packed_decoder import can_pack as can_pack_decoder
+from lipvae import _packed_decoder, reference
 from lipvae._packed_encoder import PackedEncoder
 from lipvae._packed_encoder import can_pack as can_pack_encoder
 from lipvae.models.posterior import NormalPosterior
+from lipvae.ops.conv_transpose import PackedConvTranspose2d
 from lipvae.ops.panels import PackedLinear
 
 pytest.importorskip("lipvae._C")
@@ -131,6 +130,12 @@ def make(kind: str, family: str = "bernoulli") -> lipvae.VAE:
 KINDS = ["plain", "group sort", "groups of 4", "free log-variance", "Lipschitz decoder"]
 
 
+def decoder(model: lipvae.VAE) -> _packed_decoder.Packed:
+    kind = _packed_decoder.pack(model)
+    assert kind is not None
+    return kind(model)
+
+
 def close(got: Tensor, expected: Tensor) -> None:
     rtol = 2e-5 if got.dtype == torch.float32 else 1e-12
     torch.testing.assert_close(got, expected, rtol=rtol, atol=rtol)
@@ -150,7 +155,7 @@ def test_encoder_and_decoder_are_the_models(kind: str, family: str, dtype: torch
         close(q.loc, expected.loc)
         close(q.log_variance, expected.log_variance)
         close(
-            PackedDecoder(model).log_likelihood(z, x.flatten(1)),
+            decoder(model).log_likelihood(z, x.flatten(1)),
             model.log_likelihood(x, z),
         )
 
@@ -168,14 +173,13 @@ def test_an_image_knows_no_other(kind: str) -> None:
 
 PACKED = pytest.mark.parametrize(
     ("can_pack", "network"),
-    [(can_pack_encoder, "trunk"), (can_pack_decoder, "decoder")],
+    [(can_pack_encoder, "trunk"), (_packed_decoder.pack, "decoder")],
     ids=["encoder", "decoder"],
 )
 
 
 @PACKED
 def test_what_cannot_be_packed(can_pack: Callable[[lipvae.VAE], bool], network: str) -> None:
-    assert not can_pack(lipvae.VAE((1, 8, 8), 2))  # convolutional
     model = make("plain")
     with lipvae.backend("reference"):
         assert not can_pack(model)
@@ -186,6 +190,8 @@ def test_what_cannot_be_packed(can_pack: Callable[[lipvae.VAE], bool], network: 
     assert can_pack(model)
     getattr(model, network)[2] = nn.Tanh()
     assert not can_pack(model)
+    convolutional = lipvae.LipschitzVAE((1, 8, 8), 2, decoder_lipschitz=2.0)
+    assert not can_pack(convolutional)
 
 
 def test_what_a_subclass_computes_itself_is_not_packed() -> None:
@@ -197,10 +203,95 @@ def test_what_a_subclass_computes_itself_is_not_packed() -> None:
             return super()._encode(1 - x)
 
     own = Own((1, 8, 8), 2, "fc", (8,))
-    assert not can_pack_decoder(own)
+    assert not _packed_decoder.pack(own)
     assert not can_pack_encoder(own)
     assert not can_pack_encoder(lipvae.HypersphericalVAE((1, 8, 8), 3, "fc", (8,)))
-    assert not can_pack_decoder(lipvae.BayesianVAE((1, 8, 8), 3, "fc", (8,)))
+    for architecture, hidden in (("fc", (8,)), ("conv", (4, 8))):
+        assert not _packed_decoder.pack(lipvae.BayesianVAE((1, 8, 8), 3, architecture, hidden))
+
+
+CONVOLUTIONAL = {
+    "grey": ((1, 9, 14), (5, 6, 20), "bernoulli"),
+    "colour": ((3, 8, 8), (9, 16, 20), "discretized_logistic"),
+    "levels": ((1, 8, 8), (4, 20), "categorical256"),
+    "default": ((1, 28, 28), None, "gaussian"),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_convolutional_decoder_is_the_models(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    shape, hidden, family = CONVOLUTIONAL[name]
+    model = lipvae.VAE(shape, 3, "conv", hidden, family).to(dtype).eval()
+    z = torch.randn(11, 5, 3, dtype=dtype)
+    x = (torch.rand(5, *shape, dtype=dtype) * 255).round() / 255
+    with torch.no_grad():
+        packed = decoder(model)
+        assert isinstance(packed, _packed_decoder.ConvolutionalDecoder)
+        got = packed.log_likelihood(z, x.flatten(1))
+        close(got, model.log_likelihood(x, z))
+        for i in range(5):  # images do not reach each other
+            assert torch.equal(
+                packed.log_likelihood(z[:, i : i + 1], x[i : i + 1].flatten(1)), got[:, i : i + 1]
+            )
+        assert torch.equal(packed.log_likelihood(z[3:4], x.flatten(1)), got[3:4])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layers: layers.__setitem__(-1, nn.ConvTranspose2d(4, 1, 4, dilation=2)),
+        lambda layers: layers.__setitem__(-1, nn.ConvTranspose2d(4, 4096, 4)),  # too many taps
+        lambda layers: layers.__setitem__(-2, nn.Tanh()),
+        lambda layers: layers.append(nn.ReLU()),
+        lambda layers: layers[-1].register_forward_pre_hook(lambda *_: None),
+    ],
+)
+def test_convolutions_that_cannot_be_packed(change: Callable[[nn.Sequential], object]) -> None:
+    model = lipvae.VAE((1, 8, 8), 2, "conv", (4, 8))
+    assert _packed_decoder.pack(model)
+    change(model.decoder)
+    assert not _packed_decoder.pack(model)
+
+
+@DTYPES
+def test_transposed_convolutions(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for channels, kernel, stride, padding, more in (
+        ((5, 7), (4, 4), (2, 2), (1, 1), (1, 0)),
+        ((3, 1), (3, 5), (3, 2), (0, 2), (2, 1)),
+        ((2, 16), (2, 2), (1, 1), (1, 0), (0, 0)),
+    ):
+        weight = torch.randn(*channels, *kernel, generator=generator, dtype=dtype)
+        bias = torch.randn(channels[1], generator=generator, dtype=dtype)
+        x = torch.randn(4, channels[0], 6, 5, generator=generator, dtype=dtype)
+        for b in (bias, None):
+            expected = nn.functional.conv_transpose2d(x, weight, b, stride, padding, more)
+            layer = PackedConvTranspose2d(weight, b, stride, padding, more)
+            got = layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            scale = nn.functional.conv_transpose2d(
+                x.abs(), weight.abs(), None if b is None else b.abs(), stride, padding, more
+            )
+            assert ((got - expected).abs() <= 16 * torch.finfo(dtype).eps * scale).all()
+            assert torch.equal(
+                layer(x.permute(0, 2, 3, 1), relu=True).permute(0, 3, 1, 2), got.relu()
+            )
+    assert layer(torch.empty(0, 6, 5, 2, dtype=dtype)).shape == (0, 5, 6, 16)
+    with pytest.raises(ValueError, match=r"x must be torch\.float.* \[N, H, W, 2\]"):
+        layer(torch.rand(1, 6, 5, 3, dtype=dtype))
+
+
+def test_what_is_not_finite_stays_in_its_image() -> None:
+    weight = torch.randn(3, 5, 4, 4)
+    x = torch.randn(6, 4, 4, 3)
+    layer = PackedConvTranspose2d(weight, None, (2, 2), (1, 1))
+    clean = layer(x)
+    x[2, 0, 1, 1], x[4, 3, 3, 2] = torch.nan, torch.inf
+    got = layer(x)
+    assert got[2].isnan().any()
+    assert not got[4].isfinite().all()
+    assert torch.equal(got[[0, 1, 3, 5]], clean[[0, 1, 3, 5]])
 
 
 def _step(model: lipvae.VAE) -> None:
