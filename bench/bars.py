@@ -199,11 +199,15 @@ BARS = [
         times("training", PUBLIC, "VAE", keep=_variant("fc"))),
     Bar("scoring", "eager pipeline / Scorer, K = 128", 1.5, False,
         times("scoring", EAGER, PUBLIC, keep=lambda row: row["variant"] == bench_scoring.WHOLE)),
+    Bar("scoring", "eager pipeline / Scorer, convolutional", 1.5, False,
+        times("scoring", EAGER, PUBLIC, keep=_variant(bench_scoring.CONVOLUTIONAL))),
     Bar("scoring", "eager pipeline / Scorer, smaller and larger sizes", None, False,
         times("scoring", EAGER, PUBLIC, keep=_variant("fc, growth"))),
     Bar("scoring", "Scorer / the decoder's GEMMs, K = 128", None, True,
         times("scoring", PUBLIC, bench_scoring.GEMM,
               keep=lambda row: row["variant"] == bench_scoring.WHOLE)),
+    Bar("scoring", "Scorer / the decoder's GEMMs, convolutional", None, True,
+        times("scoring", PUBLIC, bench_scoring.GEMM, keep=_variant(bench_scoring.CONVOLUTIONAL))),
     Bar("scoring", "growth of extra memory with K", 1.25, True, memory_growth),
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from lipvae.scoring import Scorer
 
 GEMM = "the decoder's GEMMs"
 EAGER = "eager [K, B, D]"
-WHOLE = "fc"
+WHOLE, CONVOLUTIONAL = "fc", "conv"
 
 # Images by (channels, side): D = 64, 784 and 3072.
 BASE = {"K": 128, "B": 32, "channels": 1, "side": 28, "m": 10}
@@ -31,12 +31,24 @@ EAGER_NUMBERS = 60_000_000
 
 
 def decoder_products(model: lipvae.VAE, count: int) -> Callable[[], None]:
-    """The decoder's matrix products for `count` latent points, in one product a layer."""
-    layers = [layer for layer in model.decoder.modules() if isinstance(layer, nn.Linear)]
-    weights = [layer.weight.detach().t() for layer in layers]
-    device = weights[0].device
-    inputs = [torch.rand(count, w.shape[0], device=device) for w in weights]
-    outputs = [torch.empty(count, w.shape[1], device=device) for w in weights]
+    """The decoder's matrix products for `count` latent points, in one product a layer.
+
+    A transposed convolution is the product of its input's pixels with all taps.
+    """
+    weights, rows = [], []
+    device = next(model.parameters()).device
+    x = torch.zeros(1, model.latent_dim, device=device)
+    for layer in model.decoder:
+        if isinstance(layer, nn.Linear):
+            weights.append(layer.weight.detach().t())
+            rows.append(count)
+        elif isinstance(layer, nn.ConvTranspose2d):
+            weights.append(layer.weight.detach().flatten(1))
+            rows.append(count * x[0, 0].numel())
+        x = layer(x).detach()
+    sizes = list(zip(rows, weights, strict=True))
+    inputs = [torch.rand(n, w.shape[0], device=device) for n, w in sizes]
+    outputs = [torch.empty(n, w.shape[1], device=device) for n, w in sizes]
 
     def run() -> None:
         for a, w, out in zip(inputs, weights, outputs, strict=True):
@@ -63,9 +75,11 @@ def scoring_case(
     k, b, side = sizes["K"], sizes["B"], sizes["side"]
     input_shape = (sizes["channels"], side, side)
     d = sizes["channels"] * side * side
+    fc = variant != CONVOLUTIONAL
     model = lipschitz_vae(
         settings,
-        input_shape=input_shape, latent_dim=sizes["m"], architecture="fc", hidden=HIDDEN,
+        input_shape=input_shape, latent_dim=sizes["m"],
+        architecture="fc" if fc else "conv", hidden=HIDDEN if fc else None,
     ).eval()  # fmt: skip
     x: Tensor = (settings.rand(b, *input_shape) * 255).round() / 255
     scorer = Scorer(model, num_samples=k)
@@ -97,5 +111,6 @@ def scoring_case(
 
 def cases(settings: Settings) -> Iterator[Case]:
     yield scoring_case(WHOLE, {"B": 64 if settings.quick else 128}, settings, pyod=True)
+    yield scoring_case(CONVOLUTIONAL, {"K": 16, "B": 8} if settings.quick else {}, settings)
     for changed in GROWTH[1:3] if settings.quick else GROWTH:
         yield scoring_case("fc, growth", changed, settings)

@@ -61,7 +61,8 @@ def _growth(name: str) -> Callable[[Row], float | None]:
     def size(row: Row) -> float | None:
         shape = row["shape"]
         others = all(shape[key] == base[key] for key in base if key != name)
-        return float(shape[name]) if others else None
+        fc = row["variant"] != bench_scoring.CONVOLUTIONAL
+        return float(shape[name]) if others and fc else None
 
     return size
 
