@@ -22,6 +22,7 @@ void categorical256_backward(const ImportanceBackward&);
 std::int64_t panel_width(DType);
 void linear_pack(const LinearPack&);
 void linear(const Linear&);
+void lipschitz_linear(const LipschitzLinear&);
 void importance_linear(const ImportanceLinear&);
 void vmf(const Vmf&);
 void vmf_angle(const VmfAngle&);

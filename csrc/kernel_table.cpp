@@ -8,9 +8,9 @@ namespace lipvae::LIPVAE_ISA {
 
 extern const KernelTable kernel_table;
 const KernelTable kernel_table = {
-    LIPVAE_STRING(LIPVAE_ISA), l1_ball,    l1_ball_backward, group_sort,
-    group_sort_backward,       importance, importance_backward,
-    panel_width,               linear_pack, linear,          importance_linear,
+    LIPVAE_STRING(LIPVAE_ISA), l1_ball,    l1_ball_backward,    group_sort,
+    group_sort_backward,       importance, importance_backward, panel_width,
+    linear_pack,               linear,     lipschitz_linear,    importance_linear,
     vmf,                       vmf_angle,
 };
 

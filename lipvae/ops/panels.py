@@ -65,15 +65,32 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.detach().contiguous()
-        self._panels = pack(weight, None if bias is None else bias.detach().contiguous())
-        self._out_features, self._in_features = weight.shape
+        panels = pack(weight, None if bias is None else bias.detach().contiguous())
+        self._set(panels, weight.shape[0], 0)
+
+    def _set(self, panels: Tensor, out_features: int, group_size: int) -> None:
+        self._panels, self._group_size = panels, group_size
+        self._out_features, self._in_features = out_features, panels.shape[-2] - 1
+
+    @classmethod
+    def of_panels(cls, panels: Tensor, out_features: int, group_size: int = 0) -> PackedLinear:
+        """A layer whose weight is packed already.
+
+        Args:
+            panels: [1, ceil(D / width), 1 + H, width].
+            out_features: D.
+            group_size: 2, 4 or 8 to sort the output in groups; 0 not to.
+        """
+        layer = cls.__new__(cls)
+        layer._set(panels, out_features, group_size)
+        return layer
 
     def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
         """x W^T + b, or its positive part.
 
         Args:
             x: [N, H] of the weight's dtype.
-            relu: whether to set what is negative to zero.
+            relu: whether to set what is negative to zero, before the sort.
 
         Returns:
             [N, D].
@@ -94,6 +111,7 @@ class PackedLinear:
             self._in_features,
             panels.shape[-1],
             relu,
+            self._group_size,
             dtype_code(x),
             torch.get_num_threads(),
         )
