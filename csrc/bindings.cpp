@@ -228,11 +228,11 @@ void linear_forward(Address x, Address panels, Address out, std::int64_t rows, s
 
 void lipschitz_linear_forward(Address x, Address weight, Address bias, double radius, Address warm,
                               Address y, Address threshold, Address projected, Address panels,
-                              Address code, bool keep_projected, bool keep_panels, std::int64_t rows,
-                              std::int64_t columns, std::int64_t inner, std::int64_t width,
-                              int group_size, int dtype, int threads) {
+                              Address code, std::int64_t rows, std::int64_t columns, std::int64_t inner,
+                              std::int64_t width, int group_size, int dtype, int threads) {
   check_width(width, dtype_of(dtype));
-  const std::int64_t size = span({{"D", columns}, {"H", inner}}), packed = panels_span(1, columns, inner, width);
+  const std::int64_t size = span({{"D", columns}, {"H", inner}});
+  panels_span(1, columns, inner, width);
   check_radius(radius);
   check_threads(threads);
   check_optional_group_size(group_size, columns);
@@ -240,12 +240,10 @@ void lipschitz_linear_forward(Address x, Address weight, Address bias, double ra
   check_address("weight", weight, size);
   check_address("y", y, span({{"rows", rows}, {"D", columns}}));
   check_address("threshold", threshold, columns);
-  check_address("projected", projected, size);
-  check_address("panels", panels, packed);
   const lipvae::LipschitzLinear arguments{
       pointer<const void>(x), pointer<const void>(weight), pointer<const void>(bias), radius,
       pointer<const double>(warm), pointer<void>(y), pointer<double>(threshold), pointer<void>(projected),
-      pointer<void>(panels), keep_projected, keep_panels, group_size, pointer<std::uint8_t>(code), rows,
+      pointer<void>(panels), group_size, pointer<std::uint8_t>(code), rows,
       columns, inner, dtype_of(dtype), threads};
   py::gil_scoped_release release;
   lipvae::kernels().lipschitz_linear(arguments);
@@ -391,12 +389,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("lipschitz_linear_forward", &lipschitz_linear_forward,
         "Writes y [rows, D] = x P^T + bias, sorted as in linear_forward, for x [rows, H], P the projection of\n"
         "weight [D, H] by l1_ball_forward and bias [D] or 0. Writes threshold as that does, given warm, and\n"
-        "code, unless it is 0, as group_sort_forward of [rows, D, 1] does. projected [D, H] and panels\n"
-        "[1, ceil(D / width), 1 + H, width] are room for P and for what linear_pack makes of it, and hold\n"
-        "them afterwards only if keep_projected and keep_panels say so. A row of y depends on its row of x\n"
-        "only and is that of linear_forward.",
+        "code, unless it is 0, as group_sort_forward of [rows, D, 1] does. projected [D, H], if it is\n"
+        "not 0, receives P, and panels [1, ceil(D / width), 1 + H, width], if it is not 0, what linear_pack\n"
+        "makes of P. A row of y depends on its row of x only and is that of linear_forward.",
         "x"_a, "weight"_a, "bias"_a, "radius"_a, "warm"_a, "y"_a, "threshold"_a, "projected"_a, "panels"_a,
-        "code"_a, "keep_projected"_a, "keep_panels"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "group_size"_a,
+        "code"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "group_size"_a,
         "dtype"_a, "threads"_a);
   m.def("importance_linear_forward", &importance_linear_forward,
         "Adds importance_forward of the parameters hidden W^T + bias to total [K, B] (float64), for hidden\n"

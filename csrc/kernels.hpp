@@ -99,7 +99,8 @@ struct Linear {
   std::int64_t code_stride = 0;  // as in GroupSort
 };
 
-// y = group_sort(x P(weight)^T + bias), P the projection of l1_ball. Rows of y are those of linear.
+// y = group_sort(x P(weight)^T + bias), P the projection of l1_ball. Rows of y are those of linear. Throws
+// std::bad_alloc.
 struct LipschitzLinear {
   const void* x;       // [rows, inner]
   const void* weight;  // [columns, inner]
@@ -108,10 +109,8 @@ struct LipschitzLinear {
   const double* warm;   // [columns] or null, as in L1Ball
   void* y;              // [rows, columns]
   double* threshold;    // [columns]
-  void* projected;      // [columns, inner]
-  void* panels;         // of linear_pack, one plane
-  bool keep_projected;  // false: projected is left with parts of the projected weight, or without
-  bool keep_panels;     // likewise
+  void* projected;      // [columns, inner] or null: P(weight)
+  void* panels;         // or null: what linear_pack makes of it
   int group_size;       // 0: no sort
   std::uint8_t* code;   // of group_sort, or null
   std::int64_t rows, columns, inner;

@@ -118,8 +118,6 @@ def lipschitz_linear_forward(
     projected: int,
     panels: int,
     code: int,
-    keep_projected: bool,
-    keep_panels: bool,
     rows: int,
     D: int,
     H: int,

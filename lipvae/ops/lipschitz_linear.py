@@ -44,10 +44,9 @@ def forward(
     """
     backend = choose("lipschitz_linear", x)
     if backend == "cpp":
-        y, threshold, projected, _, code = cpp_forward(
-            x, weight, bias, radius, group_size, warm, record=record, keep_projected=project
+        return cpp_forward(
+            x, weight, bias, radius, group_size, warm, record=record, project=project
         )
-        return y, threshold, projected if project else None, code
     if backend == "triton":
         y, threshold, code = kernel_module("lipschitz_linear").lipschitz_linear_forward(
             x, weight, bias, radius, group_size or None, record, warm

@@ -13,7 +13,7 @@ from lipvae import reference
 from lipvae._backend import cpp_module
 from lipvae.ops._common import dtype_code
 from lipvae.ops.group_sort import group_sort
-from lipvae.ops.panels import PackedLinear
+from lipvae.ops.panels import PackedLinear, empty_panels
 
 
 def cpp_forward(
@@ -25,23 +25,21 @@ def cpp_forward(
     warm: Tensor | None,
     *,
     record: bool = False,
-    keep_projected: bool = False,
-    keep_panels: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """x [N, in] -> y [N, out], thresholds, projected weight, panels and code; group_size 0: no sort.
+    project: bool = False,
+    panels: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """x [N, in] -> y [N, out], thresholds, projected weight and code; group_size 0: no sort.
 
-    The projected weight and the panels are whole only where they are to be kept: otherwise they are
-    room for what the cache holds at a time. There is no code without a sort or without `record`.
+    There is no projected weight without `project` and no code without a sort or without `record`.
+    `panels`, if given, are written: see :func:`lipvae.ops.panels.empty_panels`.
     """
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     rows, (columns, inner) = x.shape[0], weight.shape
     module, dtype = cpp_module(), dtype_code(weight)
-    width = module.panel_width(dtype)
     y = x.new_empty(rows, columns)
     threshold = torch.empty(columns, dtype=torch.float64)
-    projected = torch.empty_like(weight)
-    panels = weight.new_empty(1, -(-columns // width), 1 + inner, width)
+    projected = torch.empty_like(weight) if project else None
     code = None
     if record and group_size:
         comparators = len(reference.NETWORKS[group_size])
@@ -54,20 +52,18 @@ def cpp_forward(
         0 if warm is None else warm.data_ptr(),
         y.data_ptr(),
         threshold.data_ptr(),
-        projected.data_ptr(),
-        panels.data_ptr(),
+        0 if projected is None else projected.data_ptr(),
+        0 if panels is None else panels.data_ptr(),
         0 if code is None else code.data_ptr(),
-        keep_projected,
-        keep_panels,
         rows,
         columns,
         inner,
-        width,
+        module.panel_width(dtype),
         group_size,
         dtype,
         torch.get_num_threads(),
     )
-    return y, threshold, projected, panels, code
+    return y, threshold, projected, code
 
 
 class PackedLipschitzLinear:
@@ -94,7 +90,8 @@ class PackedLipschitzLinear:
         weight = weight.detach()
         bias = None if bias is None else bias.detach()
         nothing = weight.new_empty(0, weight.shape[1])
-        panels = cpp_forward(nothing, weight, bias, radius, 0, warm, keep_panels=True)[3]
+        panels = empty_panels(weight)
+        cpp_forward(nothing, weight, bias, radius, 0, warm, panels=panels)
         fused = group_size if group_size in reference.NETWORKS else None
         self._group_size = None if fused else group_size
         self._product = PackedLinear.of_panels(panels, weight.shape[0], fused or 0)

@@ -14,6 +14,14 @@ from lipvae._backend import cpp_module
 from lipvae.ops._common import dtype_code
 
 
+def empty_panels(weight: Tensor, planes: int = 1, dims: slice = slice(None)) -> Tensor:
+    """Room for what :func:`pack` makes of a weight."""
+    total, inner = weight.shape[0] // planes, weight.shape[1]
+    width = cpp_module().panel_width(dtype_code(weight))
+    count = -(-len(range(total)[dims]) // width)
+    return weight.new_empty(planes, count, 1 + inner, width)
+
+
 def pack(
     weight: Tensor,
     bias: Tensor | None,
@@ -36,10 +44,8 @@ def pack(
     total, inner = weight.shape[0] // planes, weight.shape[1]
     start, stop, _ = dims.indices(total)
     module, dtype = cpp_module(), dtype_code(weight)
-    width = module.panel_width(dtype)
     if out is None:
-        count = -(-(stop - start) // width)
-        out = weight.new_empty(planes, count, 1 + inner, width)
+        out = empty_panels(weight, planes, dims)
     module.linear_pack(
         weight[start:].data_ptr(),
         0 if bias is None else bias[start:].data_ptr(),
@@ -48,7 +54,7 @@ def pack(
         stop - start,
         total,
         inner,
-        width,
+        module.panel_width(dtype),
         dtype,
         torch.get_num_threads(),
     )
