@@ -19,6 +19,7 @@ from lipvae._validate import (
     check_positive,
     check_tensor,
     describe,
+    fits_rows,
 )
 from lipvae.ops._common import compiling, needs_grad
 from lipvae.ops.packed_lipschitz import PackedLipschitzLinear
@@ -238,9 +239,9 @@ class LipschitzLinear(LipschitzLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the layer's output for `x` [..., in_features]."""
         weight = self.weight
-        check_tensor("x", x, min_dim=1)
-        check_like("x", x, "weight", weight)
-        if x.shape[-1] != self.in_features:
+        if not fits_rows(x, weight):
+            check_tensor("x", x, min_dim=1)
+            check_like("x", x, "weight", weight)
             raise ValueError(f"x must have {self.in_features} features, got {describe(x)}")
         if self._frozen is not None and not needs_grad(x, weight, self.bias):
             y = self._frozen_forward(x)

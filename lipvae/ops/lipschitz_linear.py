@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from lipvae import reference
 from lipvae._backend import choose, kernel_module
-from lipvae.ops._common import compiling, needs_grad
+from lipvae.ops._common import compiling, direct_apply, needs_grad
 from lipvae.ops.group_sort import backward as group_sort_backward
 from lipvae.ops.group_sort import code_shape as group_sort_code_shape
 from lipvae.ops.group_sort import forward as group_sort_forward
@@ -205,25 +205,26 @@ class _LipschitzLinear(torch.autograd.Function):
         radius: float,
         group_size: int,
         warm: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        thresholds: list[Tensor],
+    ) -> Tensor:
         y, threshold, projected, code = forward(
             x, weight, bias, radius, group_size, warm, True, ctx.needs_input_grad[0]
         )
+        thresholds.append(threshold)  # an output without a gradient would cost more
         ctx.group_size, ctx.has_bias = group_size, bias is not None
-        ctx.mark_non_differentiable(threshold)
-        ctx.set_materialize_grads(False)  # no zeros for the thresholds' missing gradient
         ctx.save_for_backward(x, weight, threshold, projected, code)
-        return y, threshold
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 6
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = _needs(ctx)
         x, weight, threshold, projected, code = ctx.saved_tensors
         grads = backward(grad, x, weight, threshold, projected, code, ctx.group_size, needs)
-        return *grads, None, None, None
+        return *grads, None, None, None, None
+
+
+_apply = direct_apply(_LipschitzLinear)
 
 
 def lipschitz_linear(
@@ -257,7 +258,9 @@ def lipschitz_linear(
             rows, weight, bias, radius, fused, warm, grad
         )
     elif grad:
-        y, threshold = _LipschitzLinear.apply(rows, weight, bias, radius, fused, warm)
+        thresholds: list[Tensor] = []
+        y = _apply(rows, weight, bias, radius, fused, warm, thresholds)
+        (threshold,) = thresholds
     else:
         y, threshold, _, _ = forward(
             rows, weight, bias, radius, fused, warm, False, False

@@ -37,9 +37,10 @@ def cpp_forward(
     bias = None if bias is None else bias.contiguous()
     rows, (columns, inner) = x.shape[0], weight.shape
     module, dtype = cpp_module(), dtype_code(weight)
-    y = x.new_empty(rows, columns)
+    # All by one function: each other one would be fetched into a cache that a product has filled.
+    y = torch.empty(rows, columns, dtype=weight.dtype)
     threshold = torch.empty(columns, dtype=torch.float64)
-    projected = torch.empty_like(weight) if project else None
+    projected = torch.empty(columns, inner, dtype=weight.dtype) if project else None
     code = None
     if record and group_size:
         comparators = len(reference.NETWORKS[group_size])
