@@ -230,9 +230,9 @@ void lipschitz_linear_forward(Address x, Address weight, Address bias, double ra
                               Address y, Address threshold, Address projected, Address panels,
                               Address code, std::int64_t rows, std::int64_t columns, std::int64_t inner,
                               std::int64_t width, int group_size, int dtype, int threads) {
-  check_width(width, dtype_of(dtype));
+  if (panels) check_width(width, dtype_of(dtype));
   const std::int64_t size = span({{"D", columns}, {"H", inner}});
-  panels_span(1, columns, inner, width);
+  panels_span(1, columns, inner, lipvae::kernels().panel_width(dtype_of(dtype)));
   check_radius(radius);
   check_threads(threads);
   check_optional_group_size(group_size, columns);

@@ -8,6 +8,7 @@ int main() {
     testing::test_group_sort(*kernels);
     testing::test_importance(*kernels);
     testing::test_linear(*kernels);
+    testing::test_lipschitz_linear(*kernels);
     testing::test_vmf(*kernels);
     std::printf("%s: %d failures\n", kernels->isa, testing::failures);
   }

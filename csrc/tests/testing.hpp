@@ -81,6 +81,7 @@ void test_l1_ball(const KernelTable&);
 void test_group_sort(const KernelTable&);
 void test_importance(const KernelTable&);
 void test_linear(const KernelTable&);
+void test_lipschitz_linear(const KernelTable&);
 void test_vmf(const KernelTable&);
 
 }  // namespace lipvae::testing

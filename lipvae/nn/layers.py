@@ -238,12 +238,15 @@ class LipschitzLinear(LipschitzLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the layer's output for `x` [..., in_features]."""
-        weight = self.weight
+        # As attributes they would each go through Module.__getattr__, which takes microseconds.
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
+        if weight is None or bias is None:  # parametrized, or a layer without a bias
+            weight, bias = self.weight, self.bias
         if not fits_rows(x, weight):
             check_tensor("x", x, min_dim=1)
             check_like("x", x, "weight", weight)
             raise ValueError(f"x must have {self.in_features} features, got {describe(x)}")
-        if self._frozen is not None and not needs_grad(x, weight, self.bias):
+        if self._frozen is not None and not needs_grad(x, weight, bias):
             y = self._frozen_forward(x)
             if y is not None:
                 return y
@@ -251,10 +254,10 @@ class LipschitzLinear(LipschitzLayer):
         y, threshold = ops.lipschitz_linear(
             x,
             weight,
-            self.bias,
+            bias,
             self._lipschitz,
             self.group_size,
-            self.threshold if keep else None,
+            self._buffers["threshold"] if keep else None,
         )
         if keep:
             self._buffers["threshold"] = threshold

@@ -36,7 +36,6 @@ def cpp_forward(
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     rows, (columns, inner) = x.shape[0], weight.shape
-    module, dtype = cpp_module(), dtype_code(weight)
     # All by one function: each other one would be fetched into a cache that a product has filled.
     y = torch.empty(rows, columns, dtype=weight.dtype)
     threshold = torch.empty(columns, dtype=torch.float64)
@@ -45,7 +44,7 @@ def cpp_forward(
     if record and group_size:
         comparators = len(reference.NETWORKS[group_size])
         code = torch.empty(comparators, rows, (columns // group_size + 7) // 8, dtype=torch.uint8)
-    module.lipschitz_linear_forward(
+    cpp_module().lipschitz_linear_forward(
         x.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
@@ -59,9 +58,9 @@ def cpp_forward(
         rows,
         columns,
         inner,
-        module.panel_width(dtype),
+        0 if panels is None else panels.shape[-1],
         group_size,
-        dtype,
+        dtype_code(weight),
         torch.get_num_threads(),
     )
     return y, threshold, projected, code
