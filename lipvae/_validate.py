@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 _CPU_DTYPES = (torch.float32, torch.float64)
 _FLOATS = (*_CPU_DTYPES, torch.float16, torch.bfloat16)
 

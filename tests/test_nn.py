@@ -256,8 +256,9 @@ def test_frozen_layers_and_batches_have_one_set_of_bits(group_size, dtype):
             torch.testing.assert_close(recorded, truth)
         with lipvae.backend("reference"), frozen(layer):
             assert torch.equal(layer(x), truth)
-            with lipvae.backend("cpp"):
-                assert torch.equal(layer(x), recorded)
+            if group_size != 3:  # for which there is no kernel to ask for
+                with lipvae.backend("cpp"):
+                    assert torch.equal(layer(x), recorded)
     with frozen(layer), pytest.raises(ValueError, match="37 features"), torch.no_grad():
         layer(torch.rand(3, 36, dtype=dtype))
 

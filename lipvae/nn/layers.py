@@ -389,9 +389,9 @@ def _pair(name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, i
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """Computes the projected weights of all Lipschitz layers once for the whole block.
 
-    Outputs are the same numbers, bit for bit. The parameters must not change inside the block. Where
-    autograd asks for a gradient with respect to a layer's weight (of a linear layer: to anything),
-    that layer projects as usual.
+    Outputs are the same numbers, bit for bit. The parameters must not change inside the block.
+    Where autograd asks for a gradient with respect to a layer's weight (of a linear layer: with
+    respect to anything), that layer projects as usual.
 
     Args:
         module: the module whose layers, at any depth, are frozen.

@@ -262,9 +262,7 @@ def lipschitz_linear(
         y = _apply(rows, weight, bias, radius, fused, warm, thresholds)
         (threshold,) = thresholds
     else:
-        y, threshold, _, _ = forward(
-            rows, weight, bias, radius, fused, warm, False, False
-        )
+        y, threshold, _, _ = forward(rows, weight, bias, radius, fused, warm, False, False)
     if rows is not x:
         y = y.reshape(*x.shape[:-1], weight.shape[0])
     return (y if fused == g else group_sort(y, g, -1)), threshold

@@ -1,7 +1,7 @@
 """The Lipschitz layer by one C++ call, and the layer as it is now with its weight packed.
 
-Both multiply as :class:`lipvae.ops.panels.PackedLinear` does: an output row depends on its own input
-row alone, bit for bit, whatever the batch and the number of threads.
+Both multiply as :class:`lipvae.ops.panels.PackedLinear` does: an output row depends on its own
+input row alone, bit for bit, whatever the batch and the number of threads.
 """
 
 from __future__ import annotations
