@@ -47,8 +47,9 @@ class Buffer {
   std::unique_ptr<T[]> memory_;
 };
 
+constexpr std::uint64_t seed = 20230609;
 inline std::mt19937_64& generator() {
-  static std::mt19937_64 engine(20230609);
+  static std::mt19937_64 engine(seed);
   return engine;
 }
 inline double normal() { return std::normal_distribution<double>()(generator()); }
