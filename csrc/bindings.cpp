@@ -44,6 +44,10 @@ void check_threads(int threads) {
   if (threads < 1) throw py::value_error(given("threads", "at least 1", threads));
 }
 
+void check_radius(double radius) {
+  if (!(radius > 0.0)) throw py::value_error("radius must be positive, got " + std::to_string(radius));
+}
+
 void check_address(const char* name, Address address, std::int64_t span) {
   if (address == 0 && span > 0) throw py::value_error(std::string(name) + " must be an address, got 0");
 }
@@ -63,7 +67,7 @@ T* pointer(Address address) {
 void run_l1_ball(Address weight, std::int64_t rows, std::int64_t cols, double radius, Address warm,
                  Address out, bool wants_out, Address threshold, int dtype, int threads) {
   const std::int64_t size = span({{"rows", rows}, {"cols", cols}});
-  if (!(radius > 0.0)) throw py::value_error("radius must be positive, got " + std::to_string(radius));
+  check_radius(radius);
   check_threads(threads);
   check_address("weight", weight, size);
   check_address("threshold", threshold, rows);
@@ -203,16 +207,22 @@ void linear_pack(Address weight, Address bias, Address panels, std::int64_t plan
   lipvae::kernels().linear_pack(arguments);
 }
 
+void check_optional_group_size(int group_size, std::int64_t n) {
+  if (group_size != 0) check_group_size(group_size, n);
+}
+
 void linear_forward(Address x, Address panels, Address out, std::int64_t rows, std::int64_t columns,
-                    std::int64_t inner, std::int64_t width, bool relu, int dtype, int threads) {
+                    std::int64_t inner, std::int64_t width, bool relu, int group_size, int dtype,
+                    int threads) {
   check_width(width, dtype_of(dtype));
   const std::int64_t weights = panels_span(1, columns, inner, width);
   check_threads(threads);
   check_address("x", x, span({{"rows", rows}, {"H", inner}}));
   check_address("panels", panels, weights);
   check_address("out", out, span({{"rows", rows}, {"D", columns}}));
+  check_optional_group_size(group_size, columns);
   const lipvae::Linear arguments{pointer<const void>(x), pointer<const void>(panels), pointer<void>(out),
-                                 rows, columns, inner, relu, dtype_of(dtype), threads};
+                                 rows, columns, inner, relu, dtype_of(dtype), threads, group_size};
   py::gil_scoped_release release;
   lipvae::kernels().linear(arguments);
 }
@@ -242,6 +252,29 @@ void conv_transpose_forward(Address x, Address panels, Address bias, Address out
       padding[0], padding[1], relu, dtype_of(dtype), threads};
   py::gil_scoped_release release;
   lipvae::kernels().conv_transpose(arguments);
+}
+
+void lipschitz_linear_forward(Address x, Address weight, Address bias, double radius, Address warm,
+                              Address y, Address threshold, Address projected, Address panels,
+                              Address code, std::int64_t rows, std::int64_t columns, std::int64_t inner,
+                              std::int64_t width, int group_size, int dtype, int threads) {
+  if (panels) check_width(width, dtype_of(dtype));
+  const std::int64_t size = span({{"D", columns}, {"H", inner}});
+  panels_span(1, columns, inner, lipvae::kernels().panel_width(dtype_of(dtype)));
+  check_radius(radius);
+  check_threads(threads);
+  check_optional_group_size(group_size, columns);
+  check_address("x", x, span({{"rows", rows}, {"H", inner}}));
+  check_address("weight", weight, size);
+  check_address("y", y, span({{"rows", rows}, {"D", columns}}));
+  check_address("threshold", threshold, columns);
+  const lipvae::LipschitzLinear arguments{
+      pointer<const void>(x), pointer<const void>(weight), pointer<const void>(bias), radius,
+      pointer<const double>(warm), pointer<void>(y), pointer<double>(threshold), pointer<void>(projected),
+      pointer<void>(panels), group_size, pointer<std::uint8_t>(code), rows,
+      columns, inner, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().lipschitz_linear(arguments);
 }
 
 void importance_linear_forward(Address hidden, Address panels, Address target, Address total,
@@ -377,8 +410,19 @@ PYBIND11_MODULE(_C, m) {
         "threads"_a);
   m.def("linear_forward", &linear_forward,
         "Writes out [rows, D] = x W^T + bias for x [rows, H] and the panels of one plane, or its positive\n"
-        "part if relu. A row of out depends on its row of x only.",
-        "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "relu"_a, "dtype"_a, "threads"_a);
+        "part if relu, sorted in groups of group_size (2, 4 or 8) neighbours, or not if it is 0. A row of out\n"
+        "depends on its row of x only.",
+        "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "relu"_a, "group_size"_a, "dtype"_a,
+        "threads"_a);
+  m.def("lipschitz_linear_forward", &lipschitz_linear_forward,
+        "Writes y [rows, D] = x P^T + bias, sorted as in linear_forward, for x [rows, H], P the projection of\n"
+        "weight [D, H] by l1_ball_forward and bias [D] or 0. Writes threshold as that does, given warm, and\n"
+        "code, unless it is 0, as group_sort_forward of [rows, D, 1] does. projected [D, H], if it is\n"
+        "not 0, receives P, and panels [1, ceil(D / width), 1 + H, width], if it is not 0, what linear_pack\n"
+        "makes of P. A row of y depends on its row of x only and is that of linear_forward.",
+        "x"_a, "weight"_a, "bias"_a, "radius"_a, "warm"_a, "y"_a, "threshold"_a, "projected"_a, "panels"_a,
+        "code"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "group_size"_a,
+        "dtype"_a, "threads"_a);
   m.def("conv_transpose_forward", &conv_transpose_forward,
         "Writes out [batch, *to], the transposed convolution of x [batch, *input], both (height, width,\n"
         "channels), or its positive part if relu. panels has a column for each (y, x, channel) of the kernel;\n"

@@ -178,6 +178,7 @@ struct Layout {
   std::uint8_t* code;
   std::int64_t outer, n, inner;
   int threads;
+  std::int64_t code_stride;
 };
 
 template <class Pass, int g, class T>
@@ -197,7 +198,8 @@ void run(const Layout& a) {
     rows *= groups;
     groups = 1;
   }
-  const std::int64_t row_bytes = (groups * a.inner + 7) / 8, stride = rows * row_bytes;
+  const std::int64_t row_bytes = (groups * a.inner + 7) / 8;
+  const std::int64_t stride = a.code_stride ? a.code_stride : rows * row_bytes;
   if (a.inner == 1) {
     constexpr std::int64_t chunk = BitBuffer::capacity;
     const std::int64_t chunks = (groups + chunk - 1) / chunk;
@@ -245,7 +247,7 @@ void run(const Layout& a) {
 
 template <class T, int g>
 void forward(const GroupSort& a) {
-  const Layout layout{a.x, a.y, a.code, a.outer, a.n, a.inner, a.threads};
+  const Layout layout{a.x, a.y, a.code, a.outer, a.n, a.inner, a.threads, a.code_stride};
   if (a.code)
     run<Forward<T, g, true>, g, T>(layout);
   else
@@ -263,7 +265,7 @@ template <class T>
 void backward(const GroupSortBackward& a) {
   // Only read: Backward::writes_code is false.
   std::uint8_t* code = const_cast<std::uint8_t*>(a.code);
-  const Layout layout{a.grad_y, a.grad_x, code, a.outer, a.n, a.inner, a.threads};
+  const Layout layout{a.grad_y, a.grad_x, code, a.outer, a.n, a.inner, a.threads, 0};
   if (a.group_size == 2) run<Backward<T, 2>, 2, T>(layout);
   if (a.group_size == 4) run<Backward<T, 4>, 4, T>(layout);
   if (a.group_size == 8) run<Backward<T, 8>, 8, T>(layout);

@@ -23,6 +23,7 @@ std::int64_t panel_width(DType);
 void linear_pack(const LinearPack&);
 void linear(const Linear&);
 void conv_transpose(const ConvTranspose&);
+void lipschitz_linear(const LipschitzLinear&);
 void importance_linear(const ImportanceLinear&);
 void vmf(const Vmf&);
 void vmf_angle(const VmfAngle&);

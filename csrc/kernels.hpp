@@ -49,6 +49,7 @@ struct GroupSort {
   int group_size;  // 2, 4 or 8
   DType dtype;
   int threads;
+  std::int64_t code_stride = 0;  // bytes from a comparator's code to the next one's; 0: it is dense
 };
 
 struct GroupSortBackward {
@@ -83,13 +84,36 @@ struct LinearPack {
   int threads;
 };
 
-// out = x W^T + bias, or its positive part. A row of out depends on its row of x alone.
+// out = x W^T + bias, its positive part, or its rows sorted in groups. A row of out depends on its row of x
+// alone.
 struct Linear {
   const void* x;       // [rows, inner]
   const void* panels;  // of linear_pack, one plane
   void* out;           // [rows, columns]
   std::int64_t rows, columns, inner;
   bool relu;
+  DType dtype;
+  int threads;
+  int group_size = 0;            // of group_sort; 0: no sort
+  std::uint8_t* code = nullptr;  // null: do not record; [comparators, rows, ceil(columns / group_size / 8)]
+  std::int64_t code_stride = 0;  // as in GroupSort
+};
+
+// y = group_sort(x P(weight)^T + bias), P the projection of l1_ball. Rows of y are those of linear. Throws
+// std::bad_alloc.
+struct LipschitzLinear {
+  const void* x;       // [rows, inner]
+  const void* weight;  // [columns, inner]
+  const void* bias;    // [columns] or null
+  double radius;
+  const double* warm;   // [columns] or null, as in L1Ball
+  void* y;              // [rows, columns]
+  double* threshold;    // [columns]
+  void* projected;      // [columns, inner] or null: P(weight)
+  void* panels;         // or null: what linear_pack makes of it
+  int group_size;       // 0: no sort
+  std::uint8_t* code;   // of group_sort, or null
+  std::int64_t rows, columns, inner;
   DType dtype;
   int threads;
 };
@@ -180,6 +204,7 @@ struct KernelTable {
   void (*linear_pack)(const LinearPack&);
   void (*linear)(const Linear&);
   void (*conv_transpose)(const ConvTranspose&);
+  void (*lipschitz_linear)(const LipschitzLinear&);
   void (*importance_linear)(const ImportanceLinear&);
   void (*vmf)(const Vmf&);
   void (*vmf_angle)(const VmfAngle&);

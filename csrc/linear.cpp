@@ -11,24 +11,6 @@ template void multiply(const double*, std::int64_t, std::int64_t, const double*,
 
 namespace {
 
-// One panel of the columns [0, columns) whose weights lie `inner` apart. Columns beyond are 0.
-template <class T>
-void pack_panel(const T* weight, const T* bias, std::int64_t columns, std::int64_t inner, T* panel) {
-  constexpr int width = Panel<T>::width;
-  const int filled = columns < width ? int(columns) : width;
-  for (int c = 0; c < width; ++c) panel[c] = c < filled && bias ? bias[c] : T(0);
-  // Written a line at a time: the reads are streams that the cache can foresee.
-  for (std::int64_t i = 0; i < inner; ++i) {
-    T* step = panel + (1 + i) * width;
-    if (filled == width) {
-#pragma GCC unroll 32
-      for (int c = 0; c < width; ++c) step[c] = weight[c * inner + i];
-    } else {
-      for (int c = 0; c < width; ++c) step[c] = c < filled ? weight[c * inner + i] : T(0);
-    }
-  }
-}
-
 template <class T>
 void pack(const LinearPack& a) {
   using P = Panel<T>;
@@ -53,12 +35,18 @@ void apply(const Linear& a) {
   const T* panels = static_cast<const T*>(a.panels);
   T* out = static_cast<T*>(a.out);
   const std::int64_t strips = (a.rows + P::rows - 1) / P::rows;
+  const std::int64_t code_bytes = a.group_size ? (a.columns / a.group_size + 7) / 8 : 0;  // of a row
+  const std::int64_t code_stride = a.code_stride ? a.code_stride : a.rows * code_bytes;
   const double bytes = product_bytes<T>(a.rows, a.inner, a.columns);
   parallel_for(strips, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
     for (std::int64_t row = begin * P::rows; row < last; row += P::tile) {
       const std::int64_t rows = last - row < P::tile ? last - row : P::tile;
-      multiply(x + row * a.inner, rows, a.inner, panels, a.columns, a.relu, out + row * a.columns, a.columns);
+      T* to = out + row * a.columns;
+      multiply(x + row * a.inner, rows, a.inner, panels, a.columns, a.relu, to, a.columns);
+      if (a.group_size)
+        group_sort({to, to, a.code ? a.code + row * code_bytes : nullptr, rows, a.columns, 1, a.group_size,
+                    a.dtype, 1, code_stride});
     }
   });
 }

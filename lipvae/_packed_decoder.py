@@ -31,7 +31,7 @@ class FullyConnectedDecoder:
     def __init__(self, model: VAE) -> None:
         *hidden, head = model.decoder
         self._hidden = layers.PackedLayers(hidden)
-        self._head = PackedHead(*layers.in_use(head), model.likelihood.name).keep()
+        self._head = PackedHead(*layers.weight_and_bias(head), model.likelihood.name).keep()
 
     def log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
         """log p(x | z_k).

@@ -22,13 +22,13 @@ class PackedEncoder:
     def __init__(self, model: VAE) -> None:
         _, *trunk = model.trunk
         self._trunk = layers.PackedLayers(trunk)
-        self._heads = layers.pack(model.loc, model.log_variance)
-        self._latent_dim = model.latent_dim
+        self._loc = layers.pack(model.loc)
+        self._log_variance = layers.pack(model.log_variance)
 
     def posterior(self, x: Tensor) -> NormalPosterior:
         """q(z | x) of images, flattened: [B, D]."""
-        heads = self._heads(self._trunk(x))
-        return NormalPosterior(*heads.split(self._latent_dim, dim=1))
+        features = self._trunk(x)
+        return NormalPosterior(self._loc(features), self._log_variance(features))
 
 
 def can_pack(model: VAE) -> bool:

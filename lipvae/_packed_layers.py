@@ -8,9 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lipvae import ops
 from lipvae.nn import LipschitzLinear
+from lipvae.ops.packed_lipschitz import PackedLipschitzLinear
 from lipvae.ops.panels import PackedLinear
+
+Packed = PackedLinear | PackedLipschitzLinear
 
 
 class PackedLayers:
@@ -21,47 +23,44 @@ class PackedLayers:
 
     Args:
         layers: for which :func:`can_pack` holds.
-        order: of the last layer's outputs, which must not be sorted; None for their own.
+        order: of the outputs, if the last layer but for ReLU is an ordinary one; None for its own.
     """
 
     def __init__(self, layers: Iterable[nn.Module], order: Tensor | None = None) -> None:
         layers = list(layers)
-        self._steps = [
-            (pack(layer), type(after) is nn.ReLU, getattr(layer, "group_size", None))
+        self._steps: list[tuple[Packed, bool]] = [
+            (pack(layer), type(after) is nn.ReLU)
             for layer, after in itertools.pairwise([*layers, None])
             if layer is not None and type(layer) is not nn.ReLU
         ]
         if order is not None:
-            last = next(layer for layer in reversed(layers) if type(layer) is not nn.ReLU)
-            weight, bias = in_use(last)
-            product = PackedLinear(weight[order], None if bias is None else bias[order])
-            self._steps[-1] = (product, *self._steps[-1][1:])
+            last = next(layer for layer in reversed(layers) if type(layer) is nn.Linear)
+            bias = None if last.bias is None else last.bias[order]
+            self._steps[-1] = (PackedLinear(last.weight[order], bias), self._steps[-1][1])
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[N, in] -> [N, out], contiguous."""
-        for product, relu, group_size in self._steps:
-            rows = product(rows, relu=relu)
-            if group_size is not None:
-                rows = ops.group_sort(rows, group_size, -1)
+        for product, relu in self._steps:
+            if isinstance(product, PackedLinear):
+                rows = product(rows, relu=relu)
+            else:
+                rows = product(rows)
         return rows
 
 
-def pack(*layers: nn.Module) -> PackedLinear:
-    """One product for layers that take the same input: their outputs one after the other."""
-    weights, biases = zip(*map(in_use, layers), strict=True)
-    if len(layers) == 1:
-        return PackedLinear(weights[0], biases[0])
-    given = [
-        weight.new_zeros(len(weight)) if bias is None else bias
-        for weight, bias in zip(weights, biases, strict=True)
-    ]
-    return PackedLinear(torch.cat(weights), torch.cat(given))
-
-
-def in_use(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The weight that a layer multiplies by, a Lipschitz layer's projected, and its bias."""
+def pack(layer: nn.Module) -> Packed:
+    """A layer as it is now: a linear one, or a Lipschitz one with its projection and its sort."""
     if isinstance(layer, LipschitzLinear):
-        return layer.weight_in_use(), layer.bias
+        return layer.packed()
+    assert isinstance(layer, nn.Linear)
+    return PackedLinear(layer.weight, layer.bias)
+
+
+def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """What a layer multiplies by, a Lipschitz one projected, and adds."""
+    if isinstance(layer, LipschitzLinear):
+        with torch.no_grad():
+            return layer.projected_weight(), layer.bias
     assert isinstance(layer, nn.Linear)
     return layer.weight, layer.bias
 

@@ -10,7 +10,7 @@ from lipvae import _packed_decoder, _packed_encoder
 from lipvae._backend import requested
 from lipvae._packed_encoder import PackedEncoder
 from lipvae.models import VAE
-from lipvae.nn.layers import LipschitzLayer, ProjectedWeights
+from lipvae.nn.layers import FrozenLayers, LipschitzLayer
 
 
 class PackedModel:
@@ -22,7 +22,7 @@ class PackedModel:
 
     def __init__(self, model: VAE) -> None:
         self._model = model
-        self._projected = ProjectedWeights(model)
+        self._frozen = FrozenLayers(model)
         self._state = _state(model)
         self._encoder: PackedEncoder | None = None
         self._decoder: _packed_decoder.Packed | None = None
@@ -40,7 +40,7 @@ class PackedModel:
 
     def in_use(self) -> Any:
         """The model's Lipschitz layers multiply by the kept weights inside the block."""
-        return self._projected.in_use()
+        return self._frozen.in_use()
 
     def encoder(self) -> PackedEncoder | None:
         """None where torch has to encode."""

@@ -104,7 +104,7 @@ def linear(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | Non
     x, weight = random(rows, inner, dtype=dtype), random(columns, inner, dtype=dtype)
     bias, out = random(columns, dtype=dtype), torch.empty(rows, columns, dtype=dtype)
     panels = pack(weight, bias, 1, threads)
-    tail = (panels.shape[-1], True, code(dtype), threads)
+    tail = (panels.shape[-1], True, 0, code(dtype), threads)
     at = [tensor.data_ptr() for tensor in (x, panels, out)]
     _C.linear_forward(*at, rows, columns, inner, *tail)
     truth = torch.nn.functional.linear(x.double(), weight.double(), bias.double()).relu()
@@ -128,6 +128,36 @@ def conv_transpose(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tens
     error = out.double().permute(0, 3, 1, 2) - truth
     assert error.abs().max() <= 500 * torch.finfo(dtype).eps
     return (out,), [None]
+
+
+def lipschitz_linear(
+    dtype: torch.dtype, threads: int, group_size: int
+) -> tuple[Outputs, list[Tensor | None]]:
+    rows, columns, inner = 403, 328, 517
+    x, weight = random(rows, inner, dtype=dtype), random(columns, inner, dtype=dtype)
+    bias, y = random(columns, dtype=dtype), torch.empty(rows, columns, dtype=dtype)
+    threshold, projected = torch.empty(columns, dtype=torch.float64), torch.empty_like(weight)
+    panels = torch.empty_like(pack(weight, bias, 1, threads))
+    width = (columns // group_size + 7) // 8 if group_size else 0
+    swaps = torch.empty(COMPARATORS.get(group_size, 0), rows, width, dtype=torch.uint8)
+    at = [t.data_ptr() for t in (y, threshold, projected, panels, swaps)]
+    head = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), 1.7, 0)
+    tail = (panels.shape[-1], group_size, code(dtype), threads)
+    _C.lipschitz_linear_forward(*head, *at, rows, columns, inner, *tail)
+    # What else it can be asked to leave out changes none of it, nor does the packed weight.
+    alone, packed = torch.empty_like(y), torch.empty_like(y)
+    _C.lipschitz_linear_forward(
+        *head, alone.data_ptr(), at[1], 0, 0, 0, rows, columns, inner, *tail
+    )
+    tail = (panels.shape[-1], False, group_size, code(dtype), threads)
+    at = [tensor.data_ptr() for tensor in (x, panels, packed)]
+    _C.linear_forward(*at, rows, columns, inner, *tail)
+    assert torch.equal(alone, y)
+    assert torch.equal(packed, y)
+    truth = reference.lipschitz_linear(
+        x.double(), weight.double(), bias.double(), 1.7, group_size or None
+    )
+    return (y, projected, threshold, panels, swaps), [truth, *(None,) * 4]
 
 
 def importance_linear(
@@ -174,6 +204,10 @@ OPS: list[tuple[str, str, Callable[..., Any], tuple[Any, ...]]] = [
     *((f"importance {family}", "importance", importance, (family,)) for family in FAMILIES),
     ("linear", "linear", linear, ()),
     ("conv_transpose", "linear", conv_transpose, ()),
+    *(
+        (f"lipschitz_linear {g}", "lipschitz_linear", lipschitz_linear, (g,))
+        for g in (0, *COMPARATORS)
+    ),
     *(
         (f"importance_linear {family}", "importance_linear", importance_linear, (family,))
         for family in FAMILIES
@@ -233,7 +267,7 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 
 
 # Arguments that are accepted, to be spoilt one at a time: addresses, and the rest.
-BUFFER = torch.ones(4096, dtype=torch.float64)
+BUFFER = torch.ones(8192, dtype=torch.float64)
 BALL = {"rows": 2, "cols": 4}
 GROUPS = {"outer": 2, "n": 4, "inner": 3, "group_size": 2, "dtype": 1}
 DENSITY = {"K": 2, "B": 3, "D": 4, "family": 0, "dtype": 1}
@@ -248,7 +282,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "importance_forward": ("parameters target out", DENSITY),
     "importance_backward": ("grad_out parameters target grad_parameters", DENSITY),
     "linear_pack": ("weight bias panels", {"planes": 2, "plane_stride": 4, **PANELS}),
-    "linear_forward": ("x panels out", {"rows": 2, "relu": False, **PANELS}),
+    "linear_forward": ("x panels out", {"rows": 2, "relu": False, "group_size": 2, **PANELS}),
     "conv_transpose_forward": (
         "x panels bias out",
         {
@@ -262,6 +296,10 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
             "width": _C.panel_width(1),
             "dtype": 1,
         },
+    ),
+    "lipschitz_linear_forward": (
+        "x weight bias warm y threshold projected panels code",
+        {"rows": 2, "radius": 1.0, "group_size": 2, **PANELS},
     ),
     "importance_linear_forward": (
         "hidden panels target total",
@@ -279,6 +317,11 @@ NULLABLE = {
     ("group_sort_forward", "code"),
     ("linear_pack", "bias"),
     ("conv_transpose_forward", "bias"),
+    ("linear_forward", "group_size"),
+    *(
+        ("lipschitz_linear_forward", name)
+        for name in ("bias", "warm", "projected", "panels", "code", "group_size")
+    ),
 }
 COUNTS = ("rows", "cols", "outer", "n", "inner", "K", "B", "D", "H", "planes", "samples")
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -315,7 +358,8 @@ def spoilt() -> Iterator[tuple[str, str, Any]]:
                 yield function, name, 0
         for name in (*rest, "threads"):
             for value in REFUSED.get(name, ()):
-                yield function, name, value
+                if value != 0 or (function, name) not in NULLABLE:
+                    yield function, name, value
 
 
 @pytest.mark.parametrize("function", ACCEPTED)

@@ -7,8 +7,11 @@ import torch
 from conftest import assert_as_accurate
 
 import lipvae
-from lipvae import reference
+from lipvae import ops, reference
+from lipvae._backend import cpp_availability
 from lipvae.functional import lipschitz_linear
+from lipvae.ops.group_sort import forward as group_sort_forward
+from lipvae.ops.packed_lipschitz import cpp_forward
 
 BACKENDS = ["reference", "cpp"]
 SHAPES = [(1, 4, 8), (5, 33, 16), (128, 784, 64), (7, 9, 24)]
@@ -89,6 +92,105 @@ def test_leading_dimensions_and_empty_batch(backend: str) -> None:
         )
         torch.testing.assert_close(lipschitz_linear(x[0], weight, bias, 1.0, 2), flat[0])
         assert lipschitz_linear(x[:0], weight, bias, 1.0, 2).shape == (0, 8)
+
+
+CPP = pytest.mark.skipif(not cpp_availability().module, reason="lipvae._C is not built")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@CPP
+@DTYPES
+@pytest.mark.parametrize("group_size", [None, 2, 4, 8])
+def test_bits_depend_on_neither_batch_nor_threads(
+    group_size: int | None, dtype: torch.dtype
+) -> None:
+    x, weight, bias = problem(700, 301, 136, dtype)
+    whole = lipschitz_linear(x, weight, bias, 1.3, group_size)
+    grad = torch.randn(700, 136, dtype=dtype)
+    slope = torch.autograd.grad(whole, (weight, bias), grad)
+    order = torch.randperm(700, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(lipschitz_linear(x[order], weight, bias, 1.3, group_size), whole[order])
+    for count in (1, 2, 5, 6, 7, 64, 128, 129, 300):
+        got = lipschitz_linear(x[-count:], weight, bias, 1.3, group_size)
+        assert torch.equal(got, whole[-count:])
+    threads = torch.get_num_threads()
+    try:
+        for other in (1, 2, 5):
+            torch.set_num_threads(other)
+            again = lipschitz_linear(x, weight, bias, 1.3, group_size)
+            assert torch.equal(again, whole)
+            for one, two in zip(
+                torch.autograd.grad(again, (weight, bias), grad), slope, strict=True
+            ):
+                torch.testing.assert_close(one, two)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@CPP
+@DTYPES
+@pytest.mark.parametrize("radius", [1e-7, 1.3, 1e4])
+@pytest.mark.parametrize("columns", [1, 7, 64, 785])
+def test_projects_as_l1_ball_does(columns: int, radius: float, dtype: torch.dtype) -> None:
+    _, weight, bias = (t.detach() for t in problem(1, columns, 40, dtype))
+    weight[5], weight[7, 0] = 0.0, -0.0
+    projected, threshold = ops.l1_ball(weight, radius)
+    for warm in (None, threshold, 0.5 * threshold, 3 * threshold):
+        x = torch.randn(3, columns, dtype=dtype)
+        y, found, kept, code = cpp_forward(
+            x, weight, bias, radius, 2, warm, record=True, project=True
+        )
+        assert kept is not None
+        assert torch.equal(found, threshold)
+        assert torch.equal(kept, projected)
+        assert torch.equal(kept.signbit(), projected.signbit())
+        linear = cpp_forward(x, weight, bias, radius, 0, warm)[0]
+        ordered, swaps = group_sort_forward(linear, 2, 1, True)
+        assert torch.equal(y, ordered)
+        assert code is not None
+        assert swaps is not None
+        assert torch.equal(code, swaps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("group_size", [None, 2, 8])
+def test_nan_and_infinity_stay_in_their_rows(backend: str, group_size: int | None) -> None:
+    x, weight, bias = (t.detach() for t in problem(9, 33, 16, torch.float32))
+    with lipvae.backend(backend):
+        clean = lipschitz_linear(x, weight, bias, 1.0, group_size)
+        x[2, 5], x[4, 0] = torch.nan, torch.inf
+        got = lipschitz_linear(x, weight, bias, 1.0, group_size)
+        others = [0, 1, 3, 5, 6, 7, 8]
+        if backend == "cpp":
+            assert torch.equal(got[others], clean[others])
+        assert got[2].isnan().all()
+        assert not got[4].isfinite().all()
+        weight[3, 7] = torch.nan  # the whole row of a weight is projected onto NaN
+        x = torch.rand(9, 33)
+        got = lipschitz_linear(x, weight, bias, 1.0, None)
+        assert got[:, 3].isnan().all()
+        assert got[:, 4:].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layouts_and_no_inputs(backend: str) -> None:
+    x, weight, bias = problem(12, 5, 8, torch.float32)
+    with lipvae.backend(backend):
+        dense = lipschitz_linear(x, weight, bias, 1.0, 2)
+        strided = (t.detach().repeat_interleave(2, 0)[::2] for t in (x, weight, bias))
+        torch.testing.assert_close(lipschitz_linear(*strided, 1.0, 2), dense)
+        turned = lipschitz_linear(x.T.contiguous().T, weight.T.contiguous().T, bias, 1.0, 2)
+        torch.testing.assert_close(turned, dense)
+        nothing = lipschitz_linear(x[:, :0], weight[:, :0], bias, 1.0, None)
+        assert torch.equal(nothing, bias.expand(12, 8))
+
+
+@CPP
+def test_functional_transforms_get_torchs_own_answer() -> None:
+    """Only autograd.Function.apply itself knows torch.func, and it refuses."""
+    x, weight, bias = problem(2, 5, 8, torch.float32)
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda w: lipschitz_linear(x, w, bias, 1.0, 2).sum())(weight)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

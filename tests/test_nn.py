@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from lipvae import reference
+import lipvae
+from lipvae import ops, reference
 from lipvae.nn import (
     GroupSort,
     LipschitzConv2d,
@@ -218,6 +219,10 @@ def test_frozen_is_the_same_bit_for_bit_and_projects_once(monkeypatch):
         want = net(x)
         for cls in (LipschitzLinear, LipschitzConv2d):
             monkeypatch.setattr(cls, "projected_weight", lambda s: calls.append(1) or projected(s))
+        packed = LipschitzLinear.packed
+        monkeypatch.setattr(LipschitzLinear, "packed", lambda s: calls.append(1) or packed(s))
+        forward = ops.lipschitz_linear
+        monkeypatch.setattr(ops, "lipschitz_linear", lambda *a: calls.append(1) or forward(*a))
         with frozen(net) as same:
             assert same is net
             for _ in range(3):
@@ -227,7 +232,63 @@ def test_frozen_is_the_same_bit_for_bit_and_projects_once(monkeypatch):
             assert torch.equal(net(x), want)
         assert len(calls) == 3
         assert torch.equal(net(x), want)
-    assert len(calls) == 4  # the convolution projects by the same method
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("group_size", [None, 1, 2, 3, 4, 8])
+def test_frozen_layers_and_batches_have_one_set_of_bits(group_size, dtype):
+    """Whoever multiplies: with and without autograd, frozen or not, whatever the batch."""
+    layer = grown(LipschitzLinear(37, 24, group_size=group_size), 0.5).to(dtype)
+    x = torch.rand(300, 37, dtype=dtype)
+    recorded = layer(x).detach()
+    with torch.no_grad():
+        assert torch.equal(layer(x), recorded)
+        assert torch.equal(layer.packed()(x), recorded)
+        with frozen(layer):
+            assert torch.equal(layer(x), recorded)
+            assert torch.equal(layer(x.T.contiguous().T), recorded)
+            assert torch.equal(layer(x.view(3, 100, 37)), recorded.view(3, 100, 24))
+            assert torch.equal(layer(x[7]), recorded[7])
+            assert layer(x[:0]).shape == (0, 24)
+            with lipvae.backend("reference"):
+                truth = layer(x)
+            torch.testing.assert_close(recorded, truth)
+        with lipvae.backend("reference"), frozen(layer):
+            assert torch.equal(layer(x), truth)
+            if group_size != 3:  # for which there is no kernel to ask for
+                with lipvae.backend("cpp"):
+                    assert torch.equal(layer(x), recorded)
+    with frozen(layer), pytest.raises(ValueError, match="37 features"), torch.no_grad():
+        layer(torch.rand(3, 36, dtype=dtype))
+
+
+def test_a_packed_layer_does_not_follow_its_weight():
+    layer = grown(LipschitzLinear(6, 4, group_size=2), 0.5)
+    x, packed = torch.rand(5, 6), layer.packed()
+    before = layer(x).detach()
+    with torch.no_grad():
+        layer.weight.neg_()
+        layer.bias.add_(1)
+    assert not torch.equal(layer(x), before)
+    assert torch.equal(packed(x), before)
+    assert not packed(x).requires_grad
+    with pytest.raises(ValueError, match=r"x must be torch.float32 \[N, 6\]"):
+        packed(x.double())
+
+
+def test_parametrized_layers_are_what_their_parametrization_says():
+    layer = LipschitzLinear(6, 4)
+    x = torch.rand(5, 6)
+
+    class Negative(nn.Module):
+        def forward(self, weight):
+            return -weight
+
+    before = layer(x).detach()
+    bias = layer.bias.detach()
+    nn.utils.parametrize.register_parametrization(layer, "weight", Negative())
+    torch.testing.assert_close(layer(x) - bias, bias - before)
 
 
 def test_frozen_ends_with_the_block_even_by_an_error():

@@ -47,8 +47,9 @@ class Buffer {
   std::unique_ptr<T[]> memory_;
 };
 
+constexpr std::uint64_t seed = 20230609;
 inline std::mt19937_64& generator() {
-  static std::mt19937_64 engine(20230609);
+  static std::mt19937_64 engine(seed);
   return engine;
 }
 inline double normal() { return std::normal_distribution<double>()(generator()); }
@@ -82,6 +83,7 @@ void test_group_sort(const KernelTable&);
 void test_importance(const KernelTable&);
 void test_linear(const KernelTable&);
 void test_conv_transpose(const KernelTable&);
+void test_lipschitz_linear(const KernelTable&);
 void test_vmf(const KernelTable&);
 
 }  // namespace lipvae::testing

@@ -19,8 +19,10 @@ from lipvae._validate import (
     check_positive,
     check_tensor,
     describe,
+    fits_rows,
 )
 from lipvae.ops._common import compiling, needs_grad
+from lipvae.ops.packed_lipschitz import PackedLipschitzLinear
 
 # Entries of a fresh row that matter, and the shares of the radius that these and all the others
 # take. Dense rows of L1 norm r average their inputs, and the signal dies within two layers; a row
@@ -136,7 +138,7 @@ class LipschitzLayer(nn.Module):
         self.register_buffer(
             "threshold", torch.zeros(out, device=device, dtype=torch.float64), persistent=False
         )
-        self._frozen: Tensor | None = None
+        self._frozen: Any = None
         self.reset_parameters()
 
     @property
@@ -175,16 +177,9 @@ class LipschitzLayer(nn.Module):
         """
         return self.training and not compiling()
 
-    def _fixed_weight(self, weight: Tensor) -> Tensor | None:
-        """The weight projected by :func:`frozen`, where autograd does not ask for its gradient."""
-        return None if self._frozen is None or needs_grad(weight) else self._frozen
-
-    def weight_in_use(self) -> Tensor:
-        """The projected weight without a gradient: that of :func:`frozen`, where there is one."""
-        if self._frozen is not None:
-            return self._frozen
-        with torch.no_grad():
-            return self.projected_weight()
+    def _freeze(self) -> Any:
+        """What :func:`frozen` keeps of the layer."""
+        return self.projected_weight()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # A cast of the module would cast the thresholds too, and a move leaves them behind.
@@ -243,30 +238,61 @@ class LipschitzLinear(LipschitzLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the layer's output for `x` [..., in_features]."""
-        weight = self.weight
-        check_tensor("x", x, min_dim=1)
-        check_like("x", x, "weight", weight)
-        if x.shape[-1] != self.in_features:
+        # As attributes they would each go through Module.__getattr__, which takes microseconds.
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
+        if weight is None or bias is None:  # parametrized, or a layer without a bias
+            weight, bias = self.weight, self.bias
+        if not fits_rows(x, weight):
+            check_tensor("x", x, min_dim=1)
+            check_like("x", x, "weight", weight)
             raise ValueError(f"x must have {self.in_features} features, got {describe(x)}")
-        fixed = self._fixed_weight(weight)
-        # The fused kernel projects while it multiplies and never writes the weight to memory, so
-        # only there would a multiplication by the frozen weight round differently.
-        if fixed is None or choose("lipschitz_linear", x) == "triton":
-            keep = self._keeps_threshold()
-            y, threshold = ops.lipschitz_linear(
-                x,
-                weight,
-                self.bias,
-                self._lipschitz,
-                self.group_size,
-                self.threshold if keep else None,
-            )
-            if keep:
-                self._buffers["threshold"] = threshold
-            return y
-        y = linear(x.reshape(-1, self.in_features), fixed, self.bias)
-        y = y.reshape(*x.shape[:-1], self.out_features)
-        return y if self.group_size is None else ops.group_sort(y, self.group_size, -1)
+        if self._frozen is not None and not needs_grad(x, weight, bias):
+            y = self._frozen_forward(x)
+            if y is not None:
+                return y
+        keep = self._keeps_threshold()
+        y, threshold = ops.lipschitz_linear(
+            x,
+            weight,
+            bias,
+            self._lipschitz,
+            self.group_size,
+            self._buffers["threshold"] if keep else None,
+        )
+        if keep:
+            self._buffers["threshold"] = threshold
+        return y
+
+    def packed(self) -> PackedLipschitzLinear:
+        """The layer as it is now on the C++ backend, callable on rows without autograd."""
+        if isinstance(self._frozen, PackedLipschitzLinear):
+            return self._frozen
+        return PackedLipschitzLinear(
+            self.weight, self.bias, self._lipschitz, self.group_size, self.threshold
+        )
+
+    def _freeze(self) -> Tensor | PackedLipschitzLinear:
+        return self.packed() if self._backend() == "cpp" else self.projected_weight()
+
+    def _backend(self) -> str:
+        return choose("lipschitz_linear", self.weight)
+
+    def _frozen_forward(self, x: Tensor) -> Tensor | None:
+        """The output by the frozen weight, or None where that would round differently.
+
+        A weight packed for one backend is not the product of another, Triton's kernel projects
+        while it multiplies and never writes the weight to memory, and a compiled graph holds ops.
+        """
+        fixed, backend = self._frozen, self._backend()
+        rows = x.reshape(-1, self.in_features)
+        if isinstance(fixed, PackedLipschitzLinear) and backend == "cpp" and not compiling():
+            y = fixed(rows)
+        elif isinstance(fixed, Tensor) and backend == "reference":
+            y = linear(rows, fixed, self.bias)
+            y = y if self.group_size is None else ops.group_sort(y, self.group_size, -1)
+        else:
+            return None
+        return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -338,9 +364,8 @@ class LipschitzConv2d(LipschitzLayer):
         check_like("x", x, "weight", self.weight)
         if x.shape[1] != self.in_channels:
             raise ValueError(f"x must have {self.in_channels} channels, got {describe(x)}")
-        weight = self._fixed_weight(self.weight)
-        if weight is None:
-            weight = self.projected_weight()
+        fixed = None if needs_grad(self.weight) else self._frozen
+        weight = self.projected_weight() if fixed is None else fixed
         y = conv2d(x, weight, self.bias, self.stride, self.padding)
         return y if self.group_size is None else ops.group_sort(y, self.group_size, 1)
 
@@ -362,8 +387,8 @@ def _pair(name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, i
     return check_count(name, value, minimum), check_count(name, value, minimum)
 
 
-class ProjectedWeights:
-    """The projected weights of all Lipschitz layers in a module, as they are now.
+class FrozenLayers:
+    """The weights of all Lipschitz layers in a module, projected as they are now.
 
     Args:
         module: whose layers, at any depth, are projected.
@@ -371,8 +396,11 @@ class ProjectedWeights:
 
     def __init__(self, module: nn.Module) -> None:
         layers = [layer for layer in module.modules() if isinstance(layer, LipschitzLayer)]
-        with torch.inference_mode(False):
-            self._weights = [(layer, layer.weight_in_use()) for layer in layers]
+        with torch.inference_mode(False), torch.no_grad():
+            self._weights = [
+                (layer, layer._freeze() if layer._frozen is None else layer._frozen)
+                for layer in layers
+            ]
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -391,8 +419,9 @@ class ProjectedWeights:
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """Computes the projected weights of all Lipschitz layers once for the whole block.
 
-    Outputs are the same numbers, bit for bit. The weights must not change inside the block. Where
-    autograd asks for a gradient with respect to a layer's weight, that layer projects as usual.
+    Outputs are the same numbers, bit for bit. The parameters must not change inside the block.
+    Where autograd asks for a gradient with respect to a layer's weight (of a linear layer: with
+    respect to anything), that layer projects as usual.
 
     Args:
         module: the module whose layers, at any depth, are frozen.
@@ -403,5 +432,5 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         >>> with frozen(layer), torch.no_grad():
         ...     outputs = [layer(torch.rand(1, 4)) for _ in range(3)]
     """
-    with ProjectedWeights(module).in_use():
+    with FrozenLayers(module).in_use():
         yield module

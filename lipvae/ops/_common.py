@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 _CPP_DTYPE_CODES = {torch.float32: 0, torch.float64: 1}
 
@@ -11,6 +15,26 @@ _CPP_DTYPE_CODES = {torch.float32: 0, torch.float64: 1}
 def dtype_code(tensor: Tensor) -> int:
     """The C++ extension's code of a dtype."""
     return _CPP_DTYPE_CODES[tensor.dtype]
+
+
+def direct_apply(function: type[Function]) -> Callable[..., Any]:
+    """``function.apply`` without its Python, outside the transforms of torch.func.
+
+    That Python sees to the transforms. It takes a sixth of what the
+    Lipschitz layer costs beside its kernel: after a matrix product no cache holds it.
+    """
+    try:
+        direct = super(Function, function).apply  # type: ignore[misc]
+        transforming = torch._C._are_functorch_transforms_active
+    except AttributeError:  # another torch
+        return function.apply
+
+    def apply(*args: Any) -> Any:
+        if transforming():
+            return function.apply(*args)
+        return direct(*args)
+
+    return apply
 
 
 def compiling() -> bool:

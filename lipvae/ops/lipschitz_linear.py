@@ -1,7 +1,7 @@
 """The Lipschitz layer, equation (1): projection, matmul, bias and GroupSort.
 
-On a GPU one kernel does all but the thresholds. On a CPU the C++ kernels project the weight and
-sort the output in place, around the BLAS call.
+On a GPU one kernel does all but the thresholds. On a CPU one C++ call does everything forward; the
+products of the backward pass are the BLAS's.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from torch.nn.functional import linear
 
 from lipvae import reference
 from lipvae._backend import choose, kernel_module
-from lipvae.ops._common import compiling, needs_grad
+from lipvae.ops._common import compiling, direct_apply, needs_grad
 from lipvae.ops.group_sort import backward as group_sort_backward
 from lipvae.ops.group_sort import code_shape as group_sort_code_shape
-from lipvae.ops.group_sort import cpp_forward as group_sort_cpp
 from lipvae.ops.group_sort import forward as group_sort_forward
 from lipvae.ops.group_sort import group_sort
 from lipvae.ops.l1_ball import backward as l1_ball_backward
 from lipvae.ops.l1_ball import cpp_backward as l1_ball_backward_cpp
-from lipvae.ops.l1_ball import cpp_forward as l1_ball_cpp
 from lipvae.ops.l1_ball import forward as l1_ball_forward
+from lipvae.ops.packed_lipschitz import cpp_forward
 
 
 def forward(
@@ -36,31 +35,30 @@ def forward(
     group_size: int,
     warm: Tensor | None,
     record: bool,
+    project: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """[n, in] -> y [n, out], threshold [out], projected weight, code; group_size 0: no sort.
 
-    There is no projected weight on a GPU, where it is never written to memory, and no code
-    without a sort or without `record`.
+    There is no projected weight without `project` or on a GPU, where it is never written to memory,
+    and no code without a sort or without `record`.
     """
     backend = choose("lipschitz_linear", x)
     if backend == "cpp":
-        projected, threshold = l1_ball_cpp(weight, radius, warm)
-        y, code = linear(x, projected, bias), None
-        if group_size:
-            code = group_sort_cpp(y, y, (*y.shape, 1), group_size, record)
-        return y, threshold, projected, code
+        return cpp_forward(
+            x, weight, bias, radius, group_size, warm, record=record, project=project
+        )
     if backend == "triton":
         y, threshold, code = kernel_module("lipschitz_linear").lipschitz_linear_forward(
             x, weight, bias, radius, group_size or None, record, warm
         )
-        if x.is_cuda:
+        if x.is_cuda or not project:
             return y, threshold, None, code
         return y, threshold, l1_ball_forward(weight, radius, threshold)[0], code
     projected, threshold = l1_ball_forward(weight, radius, warm)
     y, code = linear(x, projected, bias), None
     if group_size:
         y, code = group_sort_forward(y, group_size, 1, record)
-    return y, threshold, None if x.is_cuda else projected, code
+    return y, threshold, projected if project and not x.is_cuda else None, code
 
 
 def backward(
@@ -108,7 +106,9 @@ def _op(
     warm: Tensor | None,
     record: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, threshold, projected, code = forward(x, weight, bias, radius, group_size, warm, record)
+    y, threshold, projected, code = forward(
+        x, weight, bias, radius, group_size, warm, record, record
+    )
     projected = weight.new_empty(0) if projected is None else projected
     code = x.new_empty(0, dtype=torch.uint8) if code is None else code
     return y, threshold, projected, code
@@ -144,11 +144,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y = x.new_empty(x.shape[0], weight.shape[0])
     code_shape = group_sort_code_shape(y, group_size, 1) if group_size and record else (0,)
-    on_gpu = x.device.type == "cuda"
+    kept = record and x.device.type != "cuda"
     return (
         y,
         weight.new_empty(weight.shape[0], dtype=torch.float64),
-        weight.new_empty(0) if on_gpu else weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape if kept else (0,)),
         x.new_empty(code_shape, dtype=torch.uint8),
     )
 
@@ -205,23 +205,26 @@ class _LipschitzLinear(torch.autograd.Function):
         radius: float,
         group_size: int,
         warm: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        y, threshold, projected, code = forward(x, weight, bias, radius, group_size, warm, True)
+        thresholds: list[Tensor],
+    ) -> Tensor:
+        y, threshold, projected, code = forward(
+            x, weight, bias, radius, group_size, warm, True, ctx.needs_input_grad[0]
+        )
+        thresholds.append(threshold)  # an output without a gradient would cost more
         ctx.group_size, ctx.has_bias = group_size, bias is not None
-        ctx.mark_non_differentiable(threshold)
-        ctx.set_materialize_grads(False)  # no zeros for the thresholds' missing gradient
         ctx.save_for_backward(x, weight, threshold, projected, code)
-        return y, threshold
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 6
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = _needs(ctx)
         x, weight, threshold, projected, code = ctx.saved_tensors
         grads = backward(grad, x, weight, threshold, projected, code, ctx.group_size, needs)
-        return *grads, None, None, None
+        return *grads, None, None, None, None
+
+
+_apply = direct_apply(_LipschitzLinear)
 
 
 def lipschitz_linear(
@@ -255,9 +258,11 @@ def lipschitz_linear(
             rows, weight, bias, radius, fused, warm, grad
         )
     elif grad:
-        y, threshold = _LipschitzLinear.apply(rows, weight, bias, radius, fused, warm)
+        thresholds: list[Tensor] = []
+        y = _apply(rows, weight, bias, radius, fused, warm, thresholds)
+        (threshold,) = thresholds
     else:
-        y, threshold, _, _ = forward(rows, weight, bias, radius, fused, warm, False)
+        y, threshold, _, _ = forward(rows, weight, bias, radius, fused, warm, False, False)
     if rows is not x:
         y = y.reshape(*x.shape[:-1], weight.shape[0])
     return (y if fused == g else group_sort(y, g, -1)), threshold

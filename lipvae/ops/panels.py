@@ -14,6 +14,14 @@ from lipvae._backend import cpp_module
 from lipvae.ops._common import dtype_code
 
 
+def empty_panels(weight: Tensor, planes: int = 1, dims: slice = slice(None)) -> Tensor:
+    """Room for what :func:`pack` makes of a weight."""
+    total, inner = weight.shape[0] // planes, weight.shape[1]
+    width = cpp_module().panel_width(dtype_code(weight))
+    count = -(-len(range(total)[dims]) // width)
+    return weight.new_empty(planes, count, 1 + inner, width)
+
+
 def pack(
     weight: Tensor,
     bias: Tensor | None,
@@ -36,10 +44,8 @@ def pack(
     total, inner = weight.shape[0] // planes, weight.shape[1]
     start, stop, _ = dims.indices(total)
     module, dtype = cpp_module(), dtype_code(weight)
-    width = module.panel_width(dtype)
     if out is None:
-        count = -(-(stop - start) // width)
-        out = weight.new_empty(planes, count, 1 + inner, width)
+        out = empty_panels(weight, planes, dims)
     module.linear_pack(
         weight[start:].data_ptr(),
         0 if bias is None else bias[start:].data_ptr(),
@@ -48,7 +54,7 @@ def pack(
         stop - start,
         total,
         inner,
-        width,
+        module.panel_width(dtype),
         dtype,
         torch.get_num_threads(),
     )
@@ -65,15 +71,32 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.detach().contiguous()
-        self._panels = pack(weight, None if bias is None else bias.detach().contiguous())
-        self._out_features, self._in_features = weight.shape
+        panels = pack(weight, None if bias is None else bias.detach().contiguous())
+        self._set(panels, weight.shape[0], 0)
+
+    def _set(self, panels: Tensor, out_features: int, group_size: int) -> None:
+        self._panels, self._group_size = panels, group_size
+        self._out_features, self._in_features = out_features, panels.shape[-2] - 1
+
+    @classmethod
+    def of_panels(cls, panels: Tensor, out_features: int, group_size: int = 0) -> PackedLinear:
+        """A layer whose weight is packed already.
+
+        Args:
+            panels: [1, ceil(D / width), 1 + H, width].
+            out_features: D.
+            group_size: 2, 4 or 8 to sort the output in groups; 0 not to.
+        """
+        layer = cls.__new__(cls)
+        layer._set(panels, out_features, group_size)
+        return layer
 
     def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
         """x W^T + b, or its positive part.
 
         Args:
             x: [N, H] of the weight's dtype.
-            relu: whether to set what is negative to zero.
+            relu: whether to set what is negative to zero, before the sort.
 
         Returns:
             [N, D].
@@ -94,6 +117,7 @@ class PackedLinear:
             self._in_features,
             panels.shape[-1],
             relu,
+            self._group_size,
             dtype_code(x),
             torch.get_num_threads(),
         )

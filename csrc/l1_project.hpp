@@ -1,0 +1,114 @@
+// The projection of one row onto the L1 ball: its threshold, and the row as it is stored.
+#pragma once
+
+#include "l1_search.hpp"
+
+namespace lipvae::LIPVAE_ISA {
+
+constexpr int max_settling_steps = 64;
+
+// Rounding tau to a double moves the row's sum by up to count * ulp(tau), which matters in float64
+// always and in float32 where radius << max |w|.
+template <class T>
+bool needs_settling(const RowProblem<T>& row, const Candidate& c) {
+  return sizeof(T) == 8 || double(c.count) * c.tau > row.radius * 1e6;
+}
+
+// Corrects tau by the residual of the row as it will be stored, and leaves it on the side where the
+// sum is not above radius.
+template <class T>
+double settle(const RowProblem<T>& row, double tau) {
+  constexpr double ulp = 2.3e-16;
+  double raise = tau * ulp;
+  for (int step = 0; step < max_settling_steps; ++step) {
+    const StoredSum stored = row_stored_sum(row.w, row.n, tau);
+    if (stored.count == 0) break;
+    const double over = (stored.sum - row.radius) + stored.error, count = double(stored.count);
+    if (over <= 0.0 && (step > 0 || -over <= 4.0 * ulp * row.radius + count * tau * ulp)) break;
+    const double corrected = tau + over / count;
+    if (step == 0 && corrected != tau) {
+      tau = corrected;
+    } else {
+      tau += raise;
+      raise *= 2.0;
+    }
+  }
+  return tau;
+}
+
+// Writes sign(w) max(|w| - tau, 0) and returns how many |w| > tau there are.
+template <bool streaming, class T>
+std::int64_t write_row(const T* w, T* out, std::int64_t n, double tau) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using I = typename S::I;
+  const SplitThreshold<T> parts = split(tau, T());
+  const V level = S::splat(round_down(tau, T()));
+  const V high = S::splat(parts.high), low = S::splat(parts.low);
+  I count[2] = {};
+  auto project = [&](V v, int u) {
+    const V a = S::abs(v);
+    const I active = a > level;
+    count[u] -= active;
+    return (V)(active & ((I)((a - high) - low) | S::sign(v)));
+  };
+  std::int64_t i = 0;
+  if constexpr (streaming) {
+    i = S::until_aligned(out, n);
+    if (i) S::store_first(out, project(S::load_first(w, i), 0), i);
+  }
+  for (; i + 2 * S::lanes <= n; i += 2 * S::lanes)
+    for (int u = 0; u < 2; ++u) {
+      const V value = project(S::load(w + i + u * S::lanes), u);
+      if constexpr (streaming)
+        S::stream(out + i + u * S::lanes, value);
+      else
+        S::store(out + i + u * S::lanes, value);
+    }
+  for (; i < n; i += S::lanes) {
+    if (n - i < S::lanes)
+      S::store_first(out + i, project(S::load_first(w + i, n - i), 0), n - i);
+    else
+      S::store(out + i, project(S::load(w + i), 0));
+  }
+  return count_lanes<T>(count[0] + count[1]);
+}
+
+// Returns the row's threshold and, unless out is null, writes its projection.
+template <class T>
+double project_row(const RowProblem<T>& row, double warm, T* out, bool streaming) {
+  Candidate c = first_candidate(row, warm);
+  for (;;) {
+    if (c.tau == 0.0) {
+      if (out && out != row.w) __builtin_memcpy(out, row.w, std::size_t(row.n) * sizeof(T));
+      return 0.0;
+    }
+    if (c.tau != c.tau) {
+      for (std::int64_t i = 0; out && i < row.n; ++i) out[i] = T(c.tau);
+      return c.tau;
+    }
+    const bool settling = needs_settling(row, c);
+    // Writing before the check is worth it: the active set is nearly always right.
+    const bool written = out && out != row.w && !settling;
+    std::int64_t count = c.count;
+    if (written)
+      count = streaming ? write_row<true>(row.w, out, row.n, c.tau)
+                        : write_row<false>(row.w, out, row.n, c.tau);
+    else if (!c.final)
+      count = row_count(row.w, row.n, round_down(c.tau, T()));
+    if (!c.final && count != c.count) {
+      // Newton's steps rise to the root and every set is smaller than the last, so this ends. A
+      // step that does not rise moves by rounding only.
+      const Candidate next = polish(row, c.tau);
+      if (next.tau > c.tau || next.tau == 0.0) {
+        c = next;
+        continue;
+      }
+    }
+    const double tau = settling ? settle(row, c.tau) : c.tau;
+    if (out && !written) write_row<false>(row.w, out, row.n, tau);
+    return tau;
+  }
+}
+
+}  // namespace lipvae::LIPVAE_ISA
