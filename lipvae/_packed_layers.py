@@ -41,10 +41,7 @@ class PackedLayers:
     def __call__(self, rows: Tensor) -> Tensor:
         """[N, in] -> [N, out], contiguous."""
         for product, relu in self._steps:
-            if isinstance(product, PackedLinear):
-                rows = product(rows, relu=relu)
-            else:
-                rows = product(rows)
+            rows = product(rows, relu=relu) if isinstance(product, PackedLinear) else product(rows)
         return rows
 
 
