@@ -1,5 +1,6 @@
 #include "isa_kernels.hpp"
 #include "l1_row.hpp"
+#include "l1_rows.hpp"
 #include "l1_search.hpp"
 #include "parallel.hpp"
 
@@ -7,6 +8,7 @@ namespace lipvae::LIPVAE_ISA {
 namespace {
 
 constexpr int max_settling_steps = 64;
+constexpr std::int64_t rows_bytes = 16 * 1024;  // rows searched at once stay in the first-level cache
 
 // Rounding tau to a double moves the row's sum by up to count * ulp(tau), which matters in float64
 // always and in float32 where radius << max |w|.
@@ -82,8 +84,7 @@ void fill_row(T* out, std::int64_t n, T value) {
 
 // Returns the row's threshold and, unless out is null, writes its projection.
 template <class T>
-double project_row(const RowProblem<T>& row, double warm, T* out, bool streaming) {
-  Candidate c = first_candidate(row, warm);
+double project_row(const RowProblem<T>& row, Candidate c, T* out, bool streaming) {
   for (;;) {
     if (c.tau == 0.0) {
       if (out && out != row.w) __builtin_memcpy(out, row.w, std::size_t(row.n) * sizeof(T));
@@ -122,10 +123,22 @@ void project(const L1Ball& a) {
   const double bytes = double(a.rows) * double(a.cols) * sizeof(T);
   const bool streaming = a.out && streams(a.out, bytes, sizeof(T));
   parallel_for(a.rows, 4.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t r = begin; r < end; ++r) {
-      const RowProblem<T> row{static_cast<const T*>(a.weight) + r * a.cols, a.cols, a.radius};
-      T* out = a.out ? static_cast<T*>(a.out) + r * a.cols : nullptr;
-      a.threshold[r] = project_row(row, a.warm ? a.warm[r] : 0.0, out, streaming);
+    const std::int64_t fitting = rows_bytes / (a.cols * std::int64_t(sizeof(T)) + 1);
+    const std::int64_t at_once = fitting < 1 ? 1 : fitting < max_rows_at_once ? fitting : max_rows_at_once;
+    TypicalRow typical;
+    for (std::int64_t first = begin, next; first < end; first = next) {
+      // The first row alone, for those after it to learn from.
+      next = first == begin ? first + 1 : first + at_once < end ? first + at_once : end;
+      const int rows = int(next - first);
+      RowProblem<T> row[max_rows_at_once];
+      Candidate c[max_rows_at_once];
+      for (int i = 0; i < rows; ++i)
+        row[i] = {static_cast<const T*>(a.weight) + (first + i) * a.cols, a.cols, a.radius};
+      first_candidates(row, rows, a.warm ? a.warm + first : nullptr, typical, c);
+      for (int i = 0; i < rows; ++i) {
+        T* out = a.out ? static_cast<T*>(a.out) + (first + i) * a.cols : nullptr;
+        a.threshold[first + i] = project_row(row[i], c[i], out, streaming);
+      }
     }
     if (streaming) stream_fence();
   });

@@ -46,14 +46,14 @@ struct Excess {
 template <class T>
 LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
   using S = Simd<T>;
+  using V = typename S::V;
   typename S::V sum[4] = {};
   typename S::I count[2] = {};
   const typename S::V level = S::splat(t);
   for_each_vector<4>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
-    const typename S::I active = ~(a <= level);
-    sum[u] += S::keep(active, a - level);
-    count[u & 1] -= active;
+    sum[u] += S::max(V{}, a - level);  // a NaN, the second, prevails
+    count[u & 1] -= a > level;
   });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), count_lanes<T>(count[0] + count[1])};
 }
@@ -80,6 +80,18 @@ LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t,
     count += store_compressed(active + count, a, above);
   });
   return {add_lanes<float>(sum[0] + sum[1]), count};
+}
+
+// The sum of n vectors: the upper half on the lower, and so on.
+template <int n, class Vector>
+LIPVAE_INLINE Vector add_halves(Vector* v) {
+  if constexpr (n > 1) {
+#pragma GCC unroll 8
+    for (int j = 0; j < n / 2; ++j) v[j] += v[j + n / 2];
+    return add_halves<n / 2>(v);
+  } else {
+    return v[0];
+  }
 }
 
 struct ActiveSum {
@@ -115,12 +127,15 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
   for (; i + 16 <= n; i += 16)
 #pragma GCC unroll 8
     for (int vector = 0; vector < vectors; ++vector) add(S::load(w + i + vector * S::lanes), vector);
-  for (int vector = 0; i < n; i += S::lanes, ++vector)
-    add(n - i < S::lanes ? S::load_first(w + i, n - i) : S::load(w + i), vector);
+  // Every index is a constant, or the accumulators would live in memory.
+  if (i < n)
+#pragma GCC unroll 8
+    for (int vector = 0; vector < vectors; ++vector) {
+      const std::int64_t left = n - i - vector * S::lanes;
+      if (left > 0) add(left < S::lanes ? S::load_first(w + i + vector * S::lanes, left) : S::load(w + i + vector * S::lanes), vector);
+    }
   // As if the 16 were the lanes of one vector.
-  for (int width = accumulators / 2; width > 0; width /= 2)
-    for (int j = 0; j < width; ++j) sum[j] += sum[j + width];
-  return {add_lanes<double>(sum[0]), count_lanes<T>(count)};
+  return {add_lanes<double>(add_halves<accumulators>(sum)), count_lanes<T>(count)};
 }
 
 // The largest T not above tau: |w| > tau iff |w| > round_down(tau), for w of type T.

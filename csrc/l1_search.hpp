@@ -60,13 +60,16 @@ LIPVAE_INLINE float fitted_curve(Excess<T> f, Excess<T> g, float otherwise) {
 
 // A guess of tau whose active set is the right one but for a few elements. f is known at t.
 template <class T>
-double find_active_set(const T* w, std::int64_t n, T radius, T t, Excess<T> f, float p, T floor) {
+double find_active_set(const T* w, std::int64_t n, T radius, T t, Excess<T> f, float p, T floor,
+                       bool fitted = false) {
   for (int step = 0; step < 32; ++step) {
     const T newton = t + (f.sum - radius) / T(f.count);
     const float gap = float((f.sum - radius) / f.sum);
     // Elements that Newton's step is off by, from the density that f^p implies.
     const float moved = (1.0f - p) * gap;
     if (moved * moved * float(f.count) < 0.25f) return double(newton);
+    if (fitted && moved * moved * __builtin_fabsf(moved) * float(f.count) < 0.2f)
+      return double(curved_step(t, f, radius, p));
     if (newton > floor) floor = newton;
     T next = step < 8 && (gap > 0.03f || gap < -0.03f) ? curved_step(t, f, radius, p) : newton;
     if (!(next > floor)) next = floor;
@@ -79,6 +82,7 @@ double find_active_set(const T* w, std::int64_t n, T radius, T t, Excess<T> f, f
       if (g.count == 0) break;
     }
     p = fitted_curve(f, g, p);
+    fitted = true;
     t = next;
     f = g;
   }
@@ -140,12 +144,29 @@ Candidate search_cold(const RowProblem<T>& row, Norms<T> norms) {
   return polish(row, find_active_set(row.w, row.n, radius, T(0), start, 0.5f, newton));
 }
 
+// True if the norms say which candidate it is: 0 for a row inside the ball, NaN for one whose norm is
+// not finite. Sums near the radius, and those that overflow, are found again in double.
+template <class T>
+bool decided_by_norms(const RowProblem<T>& row, Norms<T> norms, Candidate& c) {
+  const T radius = T(row.radius), infinity = T(__builtin_inf());
+  constexpr T unsure = sizeof(T) == 4 ? T(1e-4) : T(1e-10);
+  if (norms.sum < radius * (T(1) - unsure)) {
+    c = {0.0, 0, true};
+    return true;
+  }
+  if (norms.sum < infinity && norms.sum >= radius * (T(1) + unsure)) return false;
+  // A NaN is active at no level, so it shows only in the norm.
+  const bool finite = norms.sum < infinity ||
+                      (norms.sum == norms.sum && row_active_sum(row.w, row.n, T(0)).sum < __builtin_inf());
+  c = finite ? polish(row, 0.0) : Candidate{__builtin_nan(""), 0, true};
+  return true;
+}
+
 // The first candidate for the row's threshold: 0 for a row inside the ball, NaN for one whose norm
 // is not finite. warm is a guess of tau, used if it is a positive number.
 template <class T>
 Candidate first_candidate(const RowProblem<T>& row, double warm) {
   const T radius = T(row.radius), infinity = T(__builtin_inf());
-  constexpr T unsure = sizeof(T) == 4 ? T(1e-4) : T(1e-10);
   if (warm > 0.0 && warm < 1e300) {
     // The row's norm need not be known: polish() finds out that it is above the radius, or computes it.
     const T t = T(warm);
@@ -154,16 +175,8 @@ Candidate first_candidate(const RowProblem<T>& row, double warm) {
       return polish(row, find_active_set(row.w, row.n, radius, t, f, 0.5f, T(0)));
   }
   const Norms<T> norms = row_norms(row.w, row.n);
-  if (norms.sum < radius * (T(1) - unsure)) return {0.0, 0, true};
-  if (!(norms.sum < infinity)) {
-    // The sum overflows float or the row is not finite. A NaN is active at no level, so it shows
-    // only in the norm.
-    if (norms.sum != norms.sum || !(row_active_sum(row.w, row.n, T(0)).sum < __builtin_inf()))
-      return {__builtin_nan(""), 0, true};
-    return polish(row, 0.0);
-  }
-  if (norms.sum < radius * (T(1) + unsure)) return polish(row, 0.0);
-  return search_cold(row, norms);
+  Candidate c;
+  return decided_by_norms(row, norms, c) ? c : search_cold(row, norms);
 }
 
 }  // namespace lipvae::LIPVAE_ISA
