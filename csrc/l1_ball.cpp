@@ -1,6 +1,5 @@
 #include "isa_kernels.hpp"
 #include "l1_row.hpp"
-#include "l1_rows.hpp"
 #include "l1_search.hpp"
 #include "parallel.hpp"
 
