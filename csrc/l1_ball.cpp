@@ -133,7 +133,7 @@ void project(const L1Ball& a) {
       Candidate c[max_rows_at_once];
       for (int i = 0; i < rows; ++i)
         row[i] = {static_cast<const T*>(a.weight) + (first + i) * a.cols, a.cols, a.radius};
-      first_candidates(row, rows, a.warm ? a.warm + first : nullptr, typical, c);
+      RowBlock<T>(row, rows, typical).first_candidates(a.warm ? a.warm + first : nullptr, c);
       for (int i = 0; i < rows; ++i) {
         T* out = a.out ? static_cast<T*>(a.out) + (first + i) * a.cols : nullptr;
         a.threshold[first + i] = project_row(row[i], c[i], out, streaming);

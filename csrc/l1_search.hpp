@@ -21,6 +21,48 @@ struct Candidate {
   bool final;          // the active set at tau is known to be the same
 };
 
+// Where rows of one matrix have their thresholds, learnt from the rows before. It changes the time that
+// the search takes and not its result.
+class TypicalRow {
+ public:
+  // Whether few elements are active, and which ones is a matter of the row.
+  bool sparse() const { return share_ < 0.25f; }
+  // Whether guesses of the threshold have helped.
+  bool trusts_guesses() const { return useless_ < 0.5f; }
+
+  // A start for a row outside the ball: Newton's step from 0, which is a lower bound and exact at the
+  // ball's boundary, and beyond it in proportion to what a box has there. That is right for rows whose
+  // magnitudes are distributed alike but for scale.
+  template <class T>
+  LIPVAE_INLINE T start(const RowProblem<T>& row, Norms<T> norms) const {
+    const T beyond = T(sparse() ? least_ : mean_);
+    return (norms.sum - T(row.radius)) / T(row.n) + beyond * box_beyond_newton(row, norms);
+  }
+  template <class T>
+  LIPVAE_INLINE void learn(const RowProblem<T>& row, Norms<T> norms, const Candidate& found) {
+    if (!(norms.sum > T(1.05) * T(row.radius)) || found.count == 0) return;
+    const T newton = (norms.sum - T(row.radius)) / T(row.n);
+    const float beyond = float((T(found.tau) - newton) / box_beyond_newton(row, norms));
+    if (!(beyond > 0.0f && beyond < 1e3f)) return;
+    const float rate = seen_ ? 0.2f : 1.0f;
+    mean_ += rate * (beyond - mean_);
+    least_ = beyond < least_ ? beyond : least_ + 0.1f * rate * (beyond - least_);
+    share_ += rate * (float(found.count) / float(row.n) - share_);
+    seen_ = true;
+  }
+  void learn_of_guess(bool useful) { useless_ += 0.2f * (float(!useful) - useless_); }
+
+ private:
+  template <class T>
+  static LIPVAE_INLINE T box_beyond_newton(const RowProblem<T>& row, Norms<T> norms) {
+    const T root = T(__builtin_sqrt(norms.sum)) - T(__builtin_sqrt(row.radius));
+    return root * root / T(row.n);
+  }
+
+  float mean_ = 0.8f, least_ = 0.8f, share_ = 0.0f, useless_ = 0.0f;
+  bool seen_ = false;
+};
+
 // tau from the active set at the guess; final if the set at tau is the same, which the caller checks.
 template <class T>
 Candidate polish(const RowProblem<T>& row, double guess) {
@@ -34,49 +76,6 @@ Candidate polish(const RowProblem<T>& row, double guess) {
   const double tau = (a.sum - row.radius) / double(a.count);
   return {tau, a.count, round_down(tau, T()) == t};
 }
-
-// Where rows of one matrix have their thresholds, learnt from the rows before. It changes the time that
-// the search takes and not its result.
-class TypicalRow {
- public:
-  // A start for a row outside the ball.
-  template <class T>
-  LIPVAE_INLINE T start(const RowProblem<T>& row, Norms<T> norms) const {
-    return error_of_tau_ < error_of_norm_ ? T(tau_) : from_norm(row, norms);
-  }
-  template <class T>
-  LIPVAE_INLINE void learn(const RowProblem<T>& row, Norms<T> norms, double tau) {
-    if (!(norms.sum > T(1.05) * T(row.radius)) || !(tau > 0.0 && tau < 1e30)) return;
-    const float rate = seen_ ? 0.2f : 1.0f, found = float(tau);
-    const float newton = float(norms.sum - T(row.radius)) / float(row.n);
-    const float beyond = (found - newton) / float(box_beyond_newton(row, norms));
-    auto miss = [&](float t) { return t > found ? (t - found) / found : (found - t) / found; };
-    if (seen_) {
-      error_of_norm_ += rate * (miss(float(from_norm(row, norms))) - error_of_norm_);
-      error_of_tau_ += rate * (miss(tau_) - error_of_tau_);
-    }
-    tau_ += rate * (found - tau_);
-    if (beyond > 0.0f && beyond < 1e3f) beyond_ += rate * (beyond - beyond_);
-    seen_ = true;
-  }
-
- private:
-  // Newton's step from 0 is a lower bound, and exact at the ball's boundary. What lies beyond it is in
-  // proportion for rows whose magnitudes are distributed alike but for scale.
-  template <class T>
-  LIPVAE_INLINE T from_norm(const RowProblem<T>& row, Norms<T> norms) const {
-    return (norms.sum - T(row.radius)) / T(row.n) + T(beyond_) * box_beyond_newton(row, norms);
-  }
-  template <class T>
-  static LIPVAE_INLINE T box_beyond_newton(const RowProblem<T>& row, Norms<T> norms) {
-    const T root = T(__builtin_sqrt(norms.sum)) - T(__builtin_sqrt(row.radius));
-    return root * root / T(row.n);
-  }
-
-  float beyond_ = 0.8f, tau_ = 0.0f;
-  float error_of_norm_ = 0.0f, error_of_tau_ = 0.0f;  // relative
-  bool seen_ = false;
-};
 
 // True if the norms say which candidate it is: 0 for a row inside the ball, NaN for one whose norm is
 // not finite. Sums near the radius, and those that overflow, are found again in double.
@@ -96,78 +95,137 @@ bool decided_by_norms(const RowProblem<T>& row, Norms<T> norms, Candidate& c) {
   return true;
 }
 
-// The first candidate for each row's threshold: 0 for a row inside the ball, NaN for one whose norm is
-// not finite. warm, or null, holds guesses of tau. At most max_rows_at_once rows.
+// Rows of at least this length may have their large elements listed, and later passes read the list.
+constexpr std::int64_t min_listed = 64, max_listed = 8192;
+
+// polish() from a list of all elements above t.
+LIPVAE_INLINE Candidate polish_listed(const RowProblem<float>& row, const Search<float>& list, float t) {
+  const float level = round_down(list.guess, 0.0f);
+  const ActiveSum a = row_active_sum(list.w, list.n, level);
+  // Elements above the level are multiples of its last digit, so this sum is exact, and the order of the
+  // list does not matter.
+  if (!(level >= t && a.sum > row.radius && a.sum < 0x1p28 * double(level))) return polish(row, list.guess);
+  const double tau = (a.sum - row.radius) / double(a.count);
+  return {tau, a.count, round_down(tau, 0.0f) == level};
+}
+
+// The first candidates for the thresholds of at most max_rows_at_once rows of equal length.
 template <class T>
-void first_candidates(const RowProblem<T>* row, int rows, const double* warm, TypicalRow& typical,
-                      Candidate* c) {
-  const T infinity = T(__builtin_inf());
-  Norms<T> norms[max_rows_at_once];
-  Search<T> search[max_rows_at_once];
-  int cold[max_rows_at_once], open[max_rows_at_once], colds = 0, opens = 0;
-  for (int r = 0; r < rows; ++r) {
-    search[r] = {row[r].w, row[r].n, T(row[r].radius), T(0), T(0), {}};
-    // Rows at the boundary need their norm.
-    if (warm && warm[r] * double(row[r].n) > 0.02 * row[r].radius && warm[r] < 1e300) {
-      search[r].t = T(warm[r]);
-      search[r].f = row_excess(row[r].w, row[r].n, search[r].t);
-      open[opens++] = r;
-    } else {
-      cold[colds++] = r;
+class RowBlock {
+ public:
+  RowBlock(const RowProblem<T>* row, int rows, TypicalRow& typical) : row_(row), rows_(rows), typical_(typical) {}
+
+  // 0 for a row inside the ball, NaN for one whose norm is not finite. warm, or null, holds guesses of
+  // the thresholds.
+  void first_candidates(const double* warm, Candidate* c) {
+    for (int r = 0; r < rows_; ++r) {
+      search_[r] = {row_[r].w, row_[r].n, T(row_[r].radius), T(0), T(0), {}};
+      // Rows near the ball's boundary need their norm.
+      const bool guessed = warm && typical_.trusts_guesses() && warm[r] < 1e300 &&
+                           warm[r] * double(row_[r].n) > 0.02 * row_[r].radius;
+      (guessed ? warm_[warms_++] : cold_[colds_++]) = r;
+    }
+    start_warm(warm);
+    start_cold(c);
+    find_active_sets(open_, opens_);
+    for (int i = 0; i < polished_; ++i) {
+      const int r = polish_[i];
+      Search<T>& s = search_[r];
+      if constexpr (sizeof(T) == 4) {
+        if (s.w != row_[r].w) {
+          c[r] = polish_listed(row_[r], s, listed_from_[r]);
+          continue;
+        }
+      }
+      c[r] = polish(row_[r], s.guess);
+    }
+    for (int i = 0; i < begun_; ++i) typical_.learn(row_[begin_[i]], norms_[begin_[i]], c[begin_[i]]);
+  }
+
+ private:
+  void start_warm(const double* warm) {
+    for (int i = 0; i < warms_; ++i) {
+      Search<T>& s = search_[warm_[i]];
+      s.t = T(warm[warm_[i]]);
+      s.f = row_excess(s.w, s.n, s.t);
+    }
+    for (int i = 0; i < warms_; ++i) {
+      const int r = warm_[i];
+      Search<T>& s = search_[r];
+      // The row's norm need not be known: polish() finds out that it is above the radius, or computes it.
+      const bool useful = s.f.count > 0 && s.f.sum < T(__builtin_inf()) &&
+                          s.t + (s.f.sum - s.radius) / T(s.f.count) > T(0);
+      typical_.learn_of_guess(useful);
+      if (useful)
+        open_[opens_++] = &s, polish_[polished_++] = r;
+      else
+        cold_[colds_++] = r;
     }
   }
-  int kept = 0;
-  for (int i = 0; i < opens; ++i) {
-    const Search<T>& s = search[open[i]];
-    // The row's norm need not be known: polish() finds out that it is above the radius, or computes it.
-    const bool usable = s.f.count > 0 && s.f.sum < infinity && s.t + (s.f.sum - s.radius) / T(s.f.count) > T(0);
-    (usable ? open[kept++] : cold[colds++]) = open[i];
+  void start_cold(Candidate* c) {
+    for (int i = 0; i < colds_; ++i) norms_[cold_[i]] = row_norms(row_[cold_[i]].w, row_[cold_[i]].n);
+    for (int i = 0; i < colds_; ++i) {
+      const int r = cold_[i];
+      if (decided_by_norms(row_[r], norms_[r], c[r])) continue;
+      polish_[polished_++] = r;
+      Search<T>& s = search_[r];
+      s.t = T(0);
+      s.f = {norms_[r].sum, s.n};
+      s.floor = (norms_[r].sum - s.radius) / T(s.n);
+      if (s.last_step()) continue;
+      // max |w| - radius is a lower bound too, and the better one where radius << max |w|.
+      if (norms_[r].max - s.radius > s.floor) s.floor = norms_[r].max - s.radius;
+      begin_[begun_++] = r;
+    }
+    float* list = list_;
+    T t[max_rows_at_once];
+    Excess<T> f[max_rows_at_once];
+    for (int i = 0; i < begun_; ++i) {
+      const int r = begin_[i];
+      Search<T>& s = search_[r];
+      t[i] = typical_.start(row_[r], norms_[r]);
+      if (!(t[i] > s.floor)) t[i] = s.floor;
+      if constexpr (sizeof(T) == 4) {
+        if (typical_.sparse() && s.n >= min_listed && list + s.n <= list_ + max_listed) {
+          f[i] = row_compact(s.w, s.n, t[i], list);
+          listed_from_[r] = t[i];
+          if (f[i].sum > s.radius) {
+            s.w = list;
+            list += f[i].count;
+            s.floor = t[i];
+          }
+          continue;
+        }
+      }
+      f[i] = row_excess(s.w, s.n, t[i]);
+    }
+    for (int i = 0; i < begun_; ++i) {
+      const int r = begin_[i];
+      Search<T>& s = search_[r];
+      open_[opens_++] = &s;
+      if (f[i].count == 0) continue;
+      s.move(t[i], f[i]);
+      if (s.w != row_[r].w) s.n = f[i].count;
+    }
   }
-  opens = kept;
-  for (int i = 0; i < colds; ++i) norms[cold[i]] = row_norms(row[cold[i]].w, row[cold[i]].n);
-  int starts[max_rows_at_once], begun = 0;
-  Search<T>* polished[max_rows_at_once], *searched[max_rows_at_once];
-  int all = 0, searches = 0;
-  for (int i = 0; i < opens; ++i) polished[all++] = searched[searches++] = &search[open[i]];
-  for (int i = 0; i < colds; ++i) {
-    const int r = cold[i];
-    if (decided_by_norms(row[r], norms[r], c[r])) continue;
-    Search<T>& s = search[r];
-    polished[all++] = &s;
-    s.t = T(0);
-    s.f = {norms[r].sum, row[r].n};
-    s.floor = (norms[r].sum - s.radius) / T(s.n);
-    if (s.last_step()) continue;
-    // max |w| - radius is a lower bound too, and the better one where radius << max |w|.
-    if (norms[r].max - s.radius > s.floor) s.floor = norms[r].max - s.radius;
-    starts[begun++] = r;
-  }
-  Excess<T> f[max_rows_at_once];
-  T t[max_rows_at_once];
-  for (int i = 0; i < begun; ++i) {
-    const Search<T>& s = search[starts[i]];
-    t[i] = typical.start(row[starts[i]], norms[starts[i]]);
-    if (!(t[i] > s.floor)) t[i] = s.floor;
-    f[i] = row_excess(s.w, s.n, t[i]);
-  }
-  for (int i = 0; i < begun; ++i) {
-    Search<T>& s = search[starts[i]];
-    if (f[i].count > 0) s.move(t[i], f[i]);
-    searched[searches++] = &s;
-  }
-  find_active_sets(searched, searches);
-  for (int i = 0; i < all; ++i) {
-    const int r = int(polished[i] - search);
-    c[r] = polish(row[r], polished[i]->guess);
-  }
-  for (int i = 0; i < begun; ++i) typical.learn(row[starts[i]], norms[starts[i]], c[starts[i]].tau);
-}
+
+  const RowProblem<T>* row_;
+  int rows_;
+  TypicalRow& typical_;
+  Search<T> search_[max_rows_at_once];
+  Norms<T> norms_[max_rows_at_once];
+  int warm_[max_rows_at_once], cold_[max_rows_at_once], begin_[max_rows_at_once], polish_[max_rows_at_once];
+  int warms_ = 0, colds_ = 0, begun_ = 0, polished_ = 0, opens_ = 0;
+  Search<T>* open_[max_rows_at_once];
+  float listed_from_[max_rows_at_once];
+  float list_[sizeof(T) == 4 ? max_listed + 16 : 1];
+};
 
 template <class T>
 Candidate first_candidate(const RowProblem<T>& row, double warm) {
   TypicalRow typical;
   Candidate c;
-  first_candidates(&row, 1, &warm, typical, &c);
+  RowBlock<T>(&row, 1, typical).first_candidates(&warm, &c);
   return c;
 }
 
