@@ -40,13 +40,11 @@ double settle(const RowProblem<T>& row, double tau) {
 
 // Writes sign(w) max(|w| - tau, 0) and returns how many |w| > tau there are.
 template <bool streaming, class T>
-std::int64_t write_row(const T* w, T* out, std::int64_t n, double tau) {
+std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau) {
   using S = Simd<T>;
   using V = typename S::V;
   using I = typename S::I;
-  const SplitThreshold<T> parts = split(tau, T());
-  const V level = S::splat(round_down(tau, T()));
-  const V high = S::splat(parts.high), low = S::splat(parts.low);
+  const V level = S::splat(tau.level), high = S::splat(tau.high), low = S::splat(tau.low);
   I count[2] = {};
   auto project = [&](V v, int u) {
     const V a = S::abs(v);
@@ -83,7 +81,7 @@ void fill_row(T* out, std::int64_t n, T value) {
 
 // Returns the row's threshold and, unless out is null, writes its projection.
 template <class T>
-double project_row(const RowProblem<T>& row, Candidate c, T* out, bool streaming) {
+double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> parts, T* out, bool streaming) {
   for (;;) {
     if (c.tau == 0.0) {
       if (out && out != row.w) __builtin_memcpy(out, row.w, std::size_t(row.n) * sizeof(T));
@@ -98,21 +96,22 @@ double project_row(const RowProblem<T>& row, Candidate c, T* out, bool streaming
     const bool written = out && out != row.w && !settling;
     std::int64_t count = c.count;
     if (written)
-      count = streaming ? write_row<true>(row.w, out, row.n, c.tau)
-                        : write_row<false>(row.w, out, row.n, c.tau);
+      count = streaming ? write_row<true>(row.w, out, row.n, parts)
+                        : write_row<false>(row.w, out, row.n, parts);
     else if (!c.final)
-      count = row_count(row.w, row.n, round_down(c.tau, T()));
+      count = row_count(row.w, row.n, parts.level);
     if (!c.final && count != c.count) {
       // Newton's steps rise to the root and every set is smaller than the last, so this ends. A
       // step that does not rise moves by rounding only.
       const Candidate next = polish(row, c.tau);
       if (next.tau > c.tau || next.tau == 0.0) {
         c = next;
+        parts = split(c.tau, T());
         continue;
       }
     }
     const double tau = settling ? settle(row, c.tau) : c.tau;
-    if (out && !written) write_row<false>(row.w, out, row.n, tau);
+    if (out && !written) write_row<false>(row.w, out, row.n, split(tau, T()));
     return tau;
   }
 }
@@ -134,9 +133,11 @@ void project(const L1Ball& a) {
       for (int i = 0; i < rows; ++i)
         row[i] = {static_cast<const T*>(a.weight) + (first + i) * a.cols, a.cols, a.radius};
       RowBlock<T>(row, rows, typical).first_candidates(a.warm ? a.warm + first : nullptr, c);
+      SplitThreshold<T> parts[max_rows_at_once];
+      for (int i = 0; i < rows; ++i) parts[i] = split(c[i].tau, T());
       for (int i = 0; i < rows; ++i) {
         T* out = a.out ? static_cast<T*>(a.out) + (first + i) * a.cols : nullptr;
-        a.threshold[first + i] = project_row(row[i], c[i], out, streaming);
+        a.threshold[first + i] = project_row(row[i], c[i], parts[i], out, streaming);
       }
     }
     if (streaming) stream_fence();

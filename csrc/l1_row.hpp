@@ -138,29 +138,61 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
   return {add_lanes<double>(add_halves<accumulators>(sum)), count_lanes<T>(count)};
 }
 
+// The sum of |w| over |w| > t in two parts, for t > 0: of the upper bits of each and of the rest.
+struct SplitSum {
+  float upper, lower;
+  std::int64_t count;
+  bool exact;
+};
+
+// |w| > t is a multiple of t's last digit u, its upper bits of 2^12 u. Partial sums only grow, so they are
+// exact if the last is less than 2^24 multiples; then neither order nor lanes matter.
+LIPVAE_INLINE SplitSum row_split_sum(const float* w, std::int64_t n, float t) {
+  using S = Simd<float>;
+  S::V upper[2] = {}, lower[2] = {};
+  S::I count[2] = {};
+  const S::V level = S::splat(t);
+  const S::I mask = S::splat_int(0x7ffff000);
+  for_each_vector<4>(w, n, [&](S::V v, int u) {
+    const S::V a = S::abs(v);
+    const S::I active = a > level;
+    const S::V kept = S::keep(active, a), part = S::keep(mask, kept);
+    count[u & 1] -= active;
+    upper[u & 1] += part;
+    lower[u & 1] += kept - part;
+  });
+  const float up = add_lanes<float>(upper[0] + upper[1]), low = add_lanes<float>(lower[0] + lower[1]);
+  std::int32_t bits;
+  __builtin_memcpy(&bits, &t, sizeof bits);
+  bits &= 0x7f800000;
+  float power;  // of two, at most t: 2^23 u
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return {up, low, count_lanes<float>(count[0] + count[1]), up < 8192.0f * power && low < 2.0f * power};
+}
+
 // The largest T not above tau: |w| > tau iff |w| > round_down(tau), for w of type T.
 LIPVAE_INLINE double round_down(double tau, double) { return tau; }
 LIPVAE_INLINE float round_down(double tau, float) {
   const float nearest = float(tau);
-  if (!(double(nearest) > tau)) return nearest;
   std::int32_t bits;
   __builtin_memcpy(&bits, &nearest, sizeof bits);
-  --bits;  // tau >= 0, so nearest > 0
+  // A coin toss, so not a branch. tau >= 0, and nearest > 0 if it is above tau.
+  bits -= std::int32_t(double(nearest) > tau);
   float below;
   __builtin_memcpy(&below, &bits, sizeof below);
   return below;
 }
 
-// tau as the sum of two numbers of type T. Rounding is monotone, so |w| > tau implies
-// (|w| - high) - low >= 0.
+// tau as the sum of two numbers of type T, and rounded down. Rounding is monotone, so |w| > tau, which is
+// |w| > level, implies (|w| - high) - low >= 0.
 template <class T>
 struct SplitThreshold {
-  T high, low;
+  T high, low, level;
 };
-LIPVAE_INLINE SplitThreshold<double> split(double tau, double) { return {tau, 0.0}; }
+LIPVAE_INLINE SplitThreshold<double> split(double tau, double) { return {tau, 0.0, tau}; }
 LIPVAE_INLINE SplitThreshold<float> split(double tau, float) {
   const float high = float(tau);
-  return {high, float(tau - double(high))};
+  return {high, float(tau - double(high)), round_down(tau, 0.0f)};
 }
 
 struct StoredSum {
@@ -172,7 +204,7 @@ struct StoredSum {
 template <class T>
 inline StoredSum row_stored_sum(const T* w, std::int64_t n, double tau) {
   const SplitThreshold<T> parts = split(tau, T());
-  const T level = round_down(tau, T());
+  const T level = parts.level;
   double sum[8] = {}, error[8] = {};
   std::int64_t count = 0;
   auto add = [](double& total, double& lost, double x) {

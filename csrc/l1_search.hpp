@@ -63,11 +63,16 @@ class TypicalRow {
   bool seen_ = false;
 };
 
-// tau from the active set at the guess; final if the set at tau is the same, which the caller checks.
+LIPVAE_INLINE ActiveSum active_sum(const double* w, std::int64_t n, double t) { return row_active_sum(w, n, t); }
+LIPVAE_INLINE ActiveSum active_sum(const float* w, std::int64_t n, float t) {
+  const SplitSum a = row_split_sum(w, n, t);
+  if (a.exact) return {double(a.upper) + double(a.lower), a.count};
+  return row_active_sum(w, n, t);
+}
+
+// tau from the active set at t; final if the set at tau is the same, which the caller checks.
 template <class T>
-Candidate polish(const RowProblem<T>& row, double guess) {
-  T t = round_down(guess, T());
-  ActiveSum a = row_active_sum(row.w, row.n, t);
+LIPVAE_INLINE Candidate candidate(const RowProblem<T>& row, T t, ActiveSum a) {
   if ((a.count == 0 || a.sum <= row.radius) && t > T(0)) {
     t = T(0);
     a = row_active_sum(row.w, row.n, t);
@@ -75,6 +80,11 @@ Candidate polish(const RowProblem<T>& row, double guess) {
   if (a.sum <= row.radius) return {0.0, 0, true};
   const double tau = (a.sum - row.radius) / double(a.count);
   return {tau, a.count, round_down(tau, T()) == t};
+}
+template <class T>
+Candidate polish(const RowProblem<T>& row, double guess) {
+  const T t = round_down(guess, T());
+  return candidate(row, t, active_sum(row.w, row.n, t));
 }
 
 // True if the norms say which candidate it is: 0 for a row inside the ball, NaN for one whose norm is
@@ -98,17 +108,6 @@ bool decided_by_norms(const RowProblem<T>& row, Norms<T> norms, Candidate& c) {
 // Rows of at least this length may have their large elements listed, and later passes read the list.
 constexpr std::int64_t min_listed = 64, max_listed = 8192;
 
-// polish() from a list of all elements above t.
-LIPVAE_INLINE Candidate polish_listed(const RowProblem<float>& row, const Search<float>& list, float t) {
-  const float level = round_down(list.guess, 0.0f);
-  const ActiveSum a = row_active_sum(list.w, list.n, level);
-  // Elements above the level are multiples of its last digit, so this sum is exact, and the order of the
-  // list does not matter.
-  if (!(level >= t && a.sum > row.radius && a.sum < 0x1p28 * double(level))) return polish(row, list.guess);
-  const double tau = (a.sum - row.radius) / double(a.count);
-  return {tau, a.count, round_down(tau, 0.0f) == level};
-}
-
 // The first candidates for the thresholds of at most max_rows_at_once rows of equal length.
 template <class T>
 class RowBlock {
@@ -128,18 +127,20 @@ class RowBlock {
     start_warm(warm);
     start_cold(c);
     find_active_sets(open_, opens_);
+    T level[max_rows_at_once];
+    ActiveSum sum[max_rows_at_once];
+    for (int i = 0; i < polished_; ++i) level[i] = round_down(search_[polish_[i]].guess, T());
     for (int i = 0; i < polished_; ++i) {
       const int r = polish_[i];
-      Search<T>& s = search_[r];
-      if constexpr (sizeof(T) == 4) {
-        if (s.w != row_[r].w) {
-          c[r] = polish_listed(row_[r], s, listed_from_[r]);
-          continue;
-        }
-      }
-      c[r] = polish(row_[r], s.guess);
+      const Search<T>& s = search_[r];
+      sum[i] = active_sum(s.w, s.n, level[i]);
+      // Elements above the level are multiples of its last digit, so the sum of a list is exact, and its
+      // order does not matter.
+      if (s.w != row_[r].w && !(level[i] >= listed_from_[r] && sum[i].sum > row_[r].radius && sum[i].sum < 0x1p28 * double(level[i])))
+        sum[i] = active_sum(row_[r].w, row_[r].n, level[i]);
     }
-    for (int i = 0; i < begun_; ++i) typical_.learn(row_[begin_[i]], norms_[begin_[i]], c[begin_[i]]);
+    for (int i = 0; i < polished_; ++i) c[polish_[i]] = candidate(row_[polish_[i]], level[i], sum[i]);
+    if (begun_) typical_.learn(row_[begin_[0]], norms_[begin_[0]], c[begin_[0]]);
   }
 
  private:
@@ -177,7 +178,7 @@ class RowBlock {
       if (norms_[r].max - s.radius > s.floor) s.floor = norms_[r].max - s.radius;
       begin_[begun_++] = r;
     }
-    float* list = list_;
+    T* list = list_;
     T t[max_rows_at_once];
     Excess<T> f[max_rows_at_once];
     for (int i = 0; i < begun_; ++i) {
@@ -217,8 +218,8 @@ class RowBlock {
   int warm_[max_rows_at_once], cold_[max_rows_at_once], begin_[max_rows_at_once], polish_[max_rows_at_once];
   int warms_ = 0, colds_ = 0, begun_ = 0, polished_ = 0, opens_ = 0;
   Search<T>* open_[max_rows_at_once];
-  float listed_from_[max_rows_at_once];
-  float list_[sizeof(T) == 4 ? max_listed + 16 : 1];
+  T listed_from_[max_rows_at_once];
+  T list_[sizeof(T) == 4 ? max_listed + 16 : 1];
 };
 
 template <class T>
