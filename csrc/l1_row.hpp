@@ -22,17 +22,18 @@ struct Norms {
   T sum, max;
 };
 
-template <class T>
+// max is 0 unless asked for.
+template <bool with_max = true, class T>
 LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n) {
   using S = Simd<T>;
   typename S::V sum[4] = {}, max[4] = {};
   for_each_vector<4>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
     sum[u] += a;
-    max[u] = S::max(a, max[u]);
+    if constexpr (with_max) max[u] = S::max(a, max[u]);
   });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])),
-          max_lanes<T>(S::max(S::max(max[0], max[1]), S::max(max[2], max[3])))};
+          with_max ? max_lanes<T>(S::max(S::max(max[0], max[1]), S::max(max[2], max[3]))) : T(0)};
 }
 
 template <class T>
@@ -147,6 +148,7 @@ struct SplitSum {
 
 // |w| > t is a multiple of t's last digit u, its upper bits of 2^12 u. Partial sums only grow, so they are
 // exact if the last is less than 2^24 multiples; then neither order nor lanes matter.
+constexpr float split_limit = 8192.0f;  // times t: an upper sum beyond it is not exact
 LIPVAE_INLINE SplitSum row_split_sum(const float* w, std::int64_t n, float t) {
   using S = Simd<float>;
   S::V upper[2] = {}, lower[2] = {};
@@ -167,7 +169,7 @@ LIPVAE_INLINE SplitSum row_split_sum(const float* w, std::int64_t n, float t) {
   bits &= 0x7f800000;
   float power;  // of two, at most t: 2^23 u
   __builtin_memcpy(&power, &bits, sizeof power);
-  return {up, low, count_lanes<float>(count[0] + count[1]), up < 8192.0f * power && low < 2.0f * power};
+  return {up, low, count_lanes<float>(count[0] + count[1]), up < split_limit * power && low < 2.0f * power};
 }
 
 // The largest T not above tau: |w| > tau iff |w| > round_down(tau), for w of type T.

@@ -29,6 +29,11 @@ class TypicalRow {
   bool sparse() const { return share_ < 0.25f; }
   // Whether guesses of the threshold have helped.
   bool trusts_guesses() const { return useless_ < 0.5f; }
+  // The p for which f^p is a straight line.
+  float curve() const { return curve_; }
+  bool knows_curve() const { return seen_ > 0 || curves_ > 3; }
+
+  bool knows_enough() const { return seen_ >= 16; }
 
   // A start for a row outside the ball: Newton's step from 0, which is a lower bound and exact at the
   // ball's boundary, and beyond it in proportion to what a box has there. That is right for rows whose
@@ -44,11 +49,20 @@ class TypicalRow {
     const T newton = (norms.sum - T(row.radius)) / T(row.n);
     const float beyond = float((T(found.tau) - newton) / box_beyond_newton(row, norms));
     if (!(beyond > 0.0f && beyond < 1e3f)) return;
-    const float rate = seen_ ? 0.2f : 1.0f;
+    ++seen_;
+    const float rate = seen_ < 20 ? 1.0f / float(seen_) : 0.05f;
     mean_ += rate * (beyond - mean_);
-    least_ = beyond < least_ ? beyond : least_ + 0.1f * rate * (beyond - least_);
+    least_ = beyond < least_ ? beyond : least_ + 0.2f * rate * (beyond - least_);
+    curve_ += rate * (fitted_curve(Excess<T>{norms.sum, row.n}, Excess<T>{T(row.radius), found.count}, 0.5f) - curve_);
     share_ += rate * (float(found.count) / float(row.n) - share_);
-    seen_ = true;
+  }
+  // From a row with f at t, near the root.
+  template <class T>
+  LIPVAE_INLINE void learn_curve(const RowProblem<T>& row, Excess<T> f, const Candidate& found) {
+    const float gap = float(f.sum / T(row.radius)) - 1.0f;
+    if (gap < 0.01f && gap > -0.01f) return;
+    ++curves_;
+    curve_ += 0.1f * (fitted_curve(f, Excess<T>{T(row.radius), found.count}, curve_) - curve_);
   }
   void learn_of_guess(bool useful) { useless_ += 0.2f * (float(!useful) - useless_); }
 
@@ -59,14 +73,20 @@ class TypicalRow {
     return root * root / T(row.n);
   }
 
-  float mean_ = 0.8f, least_ = 0.8f, share_ = 0.0f, useless_ = 0.0f;
-  bool seen_ = false;
+  float mean_ = 0.8f, least_ = 0.8f, share_ = 0.0f, useless_ = 0.0f, curve_ = 0.5f;
+  int seen_ = 0;  // rows learnt from
+  int curves_ = 0;
 };
 
-LIPVAE_INLINE ActiveSum active_sum(const double* w, std::int64_t n, double t) { return row_active_sum(w, n, t); }
-LIPVAE_INLINE ActiveSum active_sum(const float* w, std::int64_t n, float t) {
-  const SplitSum a = row_split_sum(w, n, t);
-  if (a.exact) return {double(a.upper) + double(a.lower), a.count};
+LIPVAE_INLINE ActiveSum active_sum(const double* w, std::int64_t n, double t, double) {
+  return row_active_sum(w, n, t);
+}
+LIPVAE_INLINE ActiveSum active_sum(const float* w, std::int64_t n, float t, double radius) {
+  // The sum of interest is above the radius.
+  if (radius < split_limit * double(t)) {
+    const SplitSum a = row_split_sum(w, n, t);
+    if (a.exact) return {double(a.upper) + double(a.lower), a.count};
+  }
   return row_active_sum(w, n, t);
 }
 
@@ -84,7 +104,7 @@ LIPVAE_INLINE Candidate candidate(const RowProblem<T>& row, T t, ActiveSum a) {
 template <class T>
 Candidate polish(const RowProblem<T>& row, double guess) {
   const T t = round_down(guess, T());
-  return candidate(row, t, active_sum(row.w, row.n, t));
+  return candidate(row, t, active_sum(row.w, row.n, t, row.radius));
 }
 
 // True if the norms say which candidate it is: 0 for a row inside the ball, NaN for one whose norm is
@@ -133,14 +153,17 @@ class RowBlock {
     for (int i = 0; i < polished_; ++i) {
       const int r = polish_[i];
       const Search<T>& s = search_[r];
-      sum[i] = active_sum(s.w, s.n, level[i]);
+      sum[i] = active_sum(s.w, s.n, level[i], row_[r].radius);
       // Elements above the level are multiples of its last digit, so the sum of a list is exact, and its
       // order does not matter.
       if (s.w != row_[r].w && !(level[i] >= listed_from_[r] && sum[i].sum > row_[r].radius && sum[i].sum < 0x1p28 * double(level[i])))
-        sum[i] = active_sum(row_[r].w, row_[r].n, level[i]);
+        sum[i] = active_sum(row_[r].w, row_[r].n, level[i], row_[r].radius);
     }
     for (int i = 0; i < polished_; ++i) c[polish_[i]] = candidate(row_[polish_[i]], level[i], sum[i]);
-    if (begun_) typical_.learn(row_[begin_[0]], norms_[begin_[0]], c[begin_[0]]);
+    if (polished_ > 0 && !begun_) typical_.learn_curve(row_[polish_[0]], search_[polish_[0]].f, c[polish_[0]]);
+    // Learning takes as long as a step, so once enough is known a row of the block has to do.
+    const int taught = typical_.knows_enough() && begun_ > 1 ? 1 : begun_;
+    for (int i = 0; i < taught; ++i) typical_.learn(row_[begin_[i]], norms_[begin_[i]], c[begin_[i]]);
   }
 
  private:
@@ -158,13 +181,17 @@ class RowBlock {
                           s.t + (s.f.sum - s.radius) / T(s.f.count) > T(0);
       typical_.learn_of_guess(useful);
       if (useful)
-        open_[opens_++] = &s, polish_[polished_++] = r;
+        open_[opens_++] = &s, polish_[polished_++] = r, s.p = typical_.curve(), s.fitted = typical_.knows_curve();
       else
         cold_[colds_++] = r;
     }
   }
   void start_cold(Candidate* c) {
-    for (int i = 0; i < colds_; ++i) norms_[cold_[i]] = row_norms(row_[cold_[i]].w, row_[cold_[i]].n);
+    const bool sparse = typical_.sparse();
+    for (int i = 0; i < colds_; ++i) {
+      const RowProblem<T>& row = row_[cold_[i]];
+      norms_[cold_[i]] = sparse ? row_norms(row.w, row.n) : row_norms<false>(row.w, row.n);
+    }
     for (int i = 0; i < colds_; ++i) {
       const int r = cold_[i];
       if (decided_by_norms(row_[r], norms_[r], c[r])) continue;
@@ -173,7 +200,7 @@ class RowBlock {
       s.t = T(0);
       s.f = {norms_[r].sum, s.n};
       s.floor = (norms_[r].sum - s.radius) / T(s.n);
-      if (s.last_step()) continue;
+      if (norms_[r].sum < T(1.5) * s.radius && s.last_step()) continue;
       // max |w| - radius is a lower bound too, and the better one where radius << max |w|.
       if (norms_[r].max - s.radius > s.floor) s.floor = norms_[r].max - s.radius;
       begin_[begun_++] = r;
@@ -187,7 +214,7 @@ class RowBlock {
       t[i] = typical_.start(row_[r], norms_[r]);
       if (!(t[i] > s.floor)) t[i] = s.floor;
       if constexpr (sizeof(T) == 4) {
-        if (typical_.sparse() && s.n >= min_listed && list + s.n <= list_ + max_listed) {
+        if (sparse && s.n >= min_listed && list + s.n <= list_ + max_listed) {
           f[i] = row_compact(s.w, s.n, t[i], list);
           listed_from_[r] = t[i];
           if (f[i].sum > s.radius) {
@@ -205,7 +232,10 @@ class RowBlock {
       Search<T>& s = search_[r];
       open_[opens_++] = &s;
       if (f[i].count == 0) continue;
-      s.move(t[i], f[i]);
+      if (sparse)
+        s.move(t[i], f[i]);
+      else
+        s.start(t[i], f[i], typical_.curve());
       if (s.w != row_[r].w) s.n = f[i].count;
     }
   }

@@ -83,6 +83,12 @@ struct Search {
     const T to = step < 8 && (gap > 0.03f || gap < -0.03f) ? curved_step(t, f, radius, p) : newton;
     return to > floor ? to : floor;
   }
+  LIPVAE_INLINE void start(T from, Excess<T> g, float curve) {
+    p = curve;
+    fitted = true;
+    t = from;
+    f = g;
+  }
   LIPVAE_INLINE void move(T to, Excess<T> g) {
     p = fitted_curve(f, g, p);
     fitted = true;
