@@ -8,6 +8,7 @@ namespace {
 
 constexpr int max_settling_steps = 64;
 constexpr std::int64_t rows_bytes = 16 * 1024;  // rows searched at once stay in the first-level cache
+constexpr double fetched_bytes = 512.0 * 1024;  // matrices beyond it come from the last cache or from memory
 
 // Rounding tau to a double moves the row's sum by up to count * ulp(tau), which matters in float64
 // always and in float32 where radius << max |w|.
@@ -123,6 +124,7 @@ void project(const L1Ball& a) {
   parallel_for(a.rows, 4.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t fitting = rows_bytes / (a.cols * std::int64_t(sizeof(T)) + 1);
     const std::int64_t at_once = fitting < 1 ? 1 : fitting < max_rows_at_once ? fitting : max_rows_at_once;
+    const bool fetching = bytes > fetched_bytes;
     TypicalRow typical;
     for (std::int64_t first = begin, next; first < end; first = next) {
       // The first row alone, for those after it to learn from.
@@ -132,7 +134,7 @@ void project(const L1Ball& a) {
       Candidate c[max_rows_at_once];
       for (int i = 0; i < rows; ++i)
         row[i] = {static_cast<const T*>(a.weight) + (first + i) * a.cols, a.cols, a.radius};
-      RowBlock<T>(row, rows, typical).first_candidates(a.warm ? a.warm + first : nullptr, c);
+      RowBlock<T>(row, rows, typical, fetching).first_candidates(a.warm ? a.warm + first : nullptr, c);
       SplitThreshold<T> parts[max_rows_at_once];
       for (int i = 0; i < rows; ++i) parts[i] = split(c[i].tau, T());
       for (int i = 0; i < rows; ++i) {

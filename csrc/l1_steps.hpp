@@ -9,6 +9,13 @@
 
 namespace lipvae::LIPVAE_ISA {
 
+template <class T>
+struct RowProblem {
+  const T* w;
+  std::int64_t n;
+  double radius;
+};
+
 // log2 and exp2 to within 1%.
 LIPVAE_INLINE float rough_log2(float x) {
   std::int32_t bits;
@@ -70,8 +77,9 @@ struct Search {
     // Elements between t and the root, and by how many the step misses: p is not quite right, and
     // elements lie at random.
     const float between = (1.0f - p) * size * float(f.count);
-    const float miss = between * ((fitted ? 0.05f : 0.25f) * size + 0.5f * __builtin_sqrtf(between) / float(f.count));
-    if (!(miss < 0.3f)) return false;
+    const float by_curve = (fitted ? 0.05f : 0.25f) * size;
+    const float by_chance = 0.5f * __builtin_sqrtf(between) / float(f.count);
+    if (!(between * (by_curve + by_chance) < 0.3f)) return false;
     guess = double(short_step(t, f, radius, p));
     return true;
   }
@@ -83,6 +91,7 @@ struct Search {
     const T to = step < 8 && (gap > 0.03f || gap < -0.03f) ? curved_step(t, f, radius, p) : newton;
     return to > floor ? to : floor;
   }
+  // f as known at another point, first with a curve and then with one to fit.
   LIPVAE_INLINE void start(T from, Excess<T> g, float curve) {
     p = curve;
     fitted = true;
