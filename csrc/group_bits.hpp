@@ -85,7 +85,7 @@ class BitWriter {
       p_ += 8;
       word_ = filled_ ? bits >> (64 - filled_) : 0u;
     }
-    filled_ = (filled_ + count) % 64;
+    filled_ = (filled_ + count) & 63;
   }
   // Writes the bits that are left; the rest of the last byte becomes 0.
   LIPVAE_INLINE void finish() { store_bytes(p_, word_, (filled_ + 7) / 8); }

@@ -28,9 +28,36 @@ struct VectorBits {
   LIPVAE_INLINE void swap(int c, typename Simd<T>::V& a, typename Simd<T>::V& b) const {
     typename Simd<T>::Int bits;
     __builtin_memcpy(&bits, buffer[c].bytes + first / 8, sizeof bits);
-    Simd<T>::swap_where(aligned && Simd<T>::lanes >= 8 ? bits : bits >> first % 8, a, b);
+    Simd<T>::swap_where(bits, aligned && Simd<T>::lanes >= 8 ? 0 : first % 8, a, b);
   }
 };
+template <class T, bool aligned>
+LIPVAE_INLINE VectorBits<T, aligned> vector_bits(BitBuffer* buffer, int first) {
+  return {buffer, first};
+}
+
+// The same, read where they lie in the code of the one comparator of pairs, which begins at bit `offset`.
+struct CodeStretch {
+  const std::uint8_t* code;
+  int offset;  // below 8
+};
+template <class T, bool aligned>
+struct StretchBits {
+  const std::uint8_t* code;
+  int first;  // bit
+  LIPVAE_INLINE void swap(int, typename Simd<T>::V& a, typename Simd<T>::V& b) const {
+    typename Simd<T>::Int bits;
+    __builtin_memcpy(&bits, code, sizeof bits);
+    Simd<T>::swap_where(bits, first, a, b);
+  }
+};
+template <class T, bool aligned>
+LIPVAE_INLINE StretchBits<T, aligned> vector_bits(const CodeStretch* stretch, int first) {
+  // A row's vectors of 8 lanes all begin at the same bit of a byte.
+  if constexpr (aligned && Simd<T>::lanes >= 8) return {stretch->code + first / 8, stretch->offset};
+  const int bit = stretch->offset + first;
+  return {stretch->code + bit / 8, bit % 8};
+}
 
 // The mask of the one comparator of pairs, as it is.
 template <class T>
@@ -48,6 +75,15 @@ class RowBits {
       : code_(code), bytes_(bytes), stride_(stride) {}
   template <class Body>
   LIPVAE_INLINE void with(std::int64_t position, int count, Body&& body) {
+    // Bytes just stored would be read back across the words that they were stored in, which waits for
+    // every store before them. Vectors read a few bytes too many.
+    if constexpr (g == 2 && Pass::reads_code) {
+      if ((position + count) / 8 + 16 <= bytes_) {
+        const CodeStretch stretch{code_ + position / 8, int(position % 8)};
+        body(&stretch);
+        return;
+      }
+    }
     BitBuffer buffer[Network<g>::size];
     if constexpr (Pass::reads_code)
       for (int c = 0; c < Network<g>::size; ++c)

@@ -110,11 +110,11 @@ LIPVAE_INLINE void run_vectors(Bits* bits, int count, int valid, Load&& load, St
   } else {
     for (int i = 0; i + lanes <= count; i += lanes) {
       load(e, i);
-      Pass::apply(e, VectorBits<T, true>{bits, i});
+      Pass::apply(e, vector_bits<T, true>(bits, i));
       store(e, i);
     }
     if (partial) {
-      Pass::apply(last, VectorBits<T, false>{bits, count - lanes});
+      Pass::apply(last, vector_bits<T, false>(bits, count - lanes));
       store(last, count - lanes);
     }
   }

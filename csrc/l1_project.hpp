@@ -1,4 +1,4 @@
-// The projection of one row onto the L1 ball: its threshold, and the row as it is stored.
+// The projection of rows onto the L1 ball: their thresholds, and the rows as they are stored.
 #pragma once
 
 #include "l1_search.hpp"
@@ -6,6 +6,8 @@
 namespace lipvae::LIPVAE_ISA {
 
 constexpr int max_settling_steps = 64;
+constexpr std::int64_t rows_bytes = 16 * 1024;  // rows searched at once stay in the first-level cache
+constexpr double fetched_bytes = 512.0 * 1024;  // matrices beyond it come from the last cache or from memory
 
 // Rounding tau to a double moves the row's sum by up to count * ulp(tau), which matters in float64
 // always and in float32 where radius << max |w|.
@@ -38,13 +40,11 @@ double settle(const RowProblem<T>& row, double tau) {
 
 // Writes sign(w) max(|w| - tau, 0) and returns how many |w| > tau there are.
 template <bool streaming, class T>
-std::int64_t write_row(const T* w, T* out, std::int64_t n, double tau) {
+std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau) {
   using S = Simd<T>;
   using V = typename S::V;
   using I = typename S::I;
-  const SplitThreshold<T> parts = split(tau, T());
-  const V level = S::splat(round_down(tau, T()));
-  const V high = S::splat(parts.high), low = S::splat(parts.low);
+  const V level = S::splat(tau.level), high = S::splat(tau.high), low = S::splat(tau.low);
   I count[2] = {};
   auto project = [&](V v, int u) {
     const V a = S::abs(v);
@@ -74,10 +74,14 @@ std::int64_t write_row(const T* w, T* out, std::int64_t n, double tau) {
   return count_lanes<T>(count[0] + count[1]);
 }
 
+template <class T>
+void fill_row(T* out, std::int64_t n, T value) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = value;
+}
+
 // Returns the row's threshold and, unless out is null, writes its projection.
 template <class T>
-double project_row(const RowProblem<T>& row, double warm, T* out, bool streaming) {
-  Candidate c = first_candidate(row, warm);
+double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> parts, T* out, bool streaming) {
   for (;;) {
     if (c.tau == 0.0) {
       if (out && out != row.w) __builtin_memcpy(out, row.w, std::size_t(row.n) * sizeof(T));
@@ -92,23 +96,66 @@ double project_row(const RowProblem<T>& row, double warm, T* out, bool streaming
     const bool written = out && out != row.w && !settling;
     std::int64_t count = c.count;
     if (written)
-      count = streaming ? write_row<true>(row.w, out, row.n, c.tau)
-                        : write_row<false>(row.w, out, row.n, c.tau);
+      count = streaming ? write_row<true>(row.w, out, row.n, parts)
+                        : write_row<false>(row.w, out, row.n, parts);
     else if (!c.final)
-      count = row_count(row.w, row.n, round_down(c.tau, T()));
+      count = row_count(row.w, row.n, parts.level);
     if (!c.final && count != c.count) {
       // Newton's steps rise to the root and every set is smaller than the last, so this ends. A
       // step that does not rise moves by rounding only.
       const Candidate next = polish(row, c.tau);
       if (next.tau > c.tau || next.tau == 0.0) {
         c = next;
+        parts = split(c.tau, T());
         continue;
       }
     }
     const double tau = settling ? settle(row, c.tau) : c.tau;
-    if (out && !written) write_row<false>(row.w, out, row.n, tau);
+    if (out && !written) write_row<false>(row.w, out, row.n, split(tau, T()));
     return tau;
   }
 }
+
+// Projects the rows of a matrix, or of parts of it that follow one another; what it learns of them changes
+// the time and no result.
+template <class T>
+class RowProjector {
+ public:
+  // `fetching` asks for the next rows ahead of time.
+  RowProjector(std::int64_t cols, double radius, bool fetching)
+      : cols_(cols), radius_(radius), at_once_(rows_bytes / (cols * std::int64_t(sizeof(T)) + 1)), fetching_(fetching) {
+    if (at_once_ < 1) at_once_ = 1;
+    if (at_once_ > max_rows_at_once) at_once_ = max_rows_at_once;
+  }
+
+  // Writes the thresholds of `count` rows and, unless out is null, their projections. warm, or null, holds
+  // guesses of the thresholds.
+  void project(const T* weight, std::int64_t count, const double* warm, T* out, double* threshold,
+               bool streaming) {
+    for (std::int64_t first = 0, next; first < count; first = next) {
+      // The first row alone, for those after it to learn from.
+      next = alone_ ? first + 1 : first + at_once_ < count ? first + at_once_ : count;
+      alone_ = false;
+      const int rows = int(next - first);
+      RowProblem<T> row[max_rows_at_once];
+      Candidate c[max_rows_at_once];
+      for (int i = 0; i < rows; ++i) row[i] = {weight + (first + i) * cols_, cols_, radius_};
+      RowBlock<T>(row, rows, typical_, fetching_).first_candidates(warm ? warm + first : nullptr, c);
+      SplitThreshold<T> parts[max_rows_at_once];
+      for (int i = 0; i < rows; ++i) parts[i] = split(c[i].tau, T());
+      for (int i = 0; i < rows; ++i) {
+        T* const to = out ? out + (first + i) * cols_ : nullptr;
+        threshold[first + i] = project_row(row[i], c[i], parts[i], to, streaming);
+      }
+    }
+  }
+
+ private:
+  std::int64_t cols_;
+  double radius_;
+  std::int64_t at_once_;
+  bool fetching_, alone_ = true;
+  TypicalRow typical_;
+};
 
 }  // namespace lipvae::LIPVAE_ISA

@@ -22,17 +22,18 @@ struct Norms {
   T sum, max;
 };
 
-template <class T>
+// max is 0 unless asked for.
+template <bool with_max = true, class T>
 LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n) {
   using S = Simd<T>;
   typename S::V sum[4] = {}, max[4] = {};
   for_each_vector<4>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
     sum[u] += a;
-    max[u] = S::max(a, max[u]);
+    if constexpr (with_max) max[u] = S::max(a, max[u]);
   });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])),
-          max_lanes<T>(S::max(S::max(max[0], max[1]), S::max(max[2], max[3])))};
+          with_max ? max_lanes<T>(S::max(S::max(max[0], max[1]), S::max(max[2], max[3]))) : T(0)};
 }
 
 template <class T>
@@ -46,14 +47,14 @@ struct Excess {
 template <class T>
 LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
   using S = Simd<T>;
+  using V = typename S::V;
   typename S::V sum[4] = {};
   typename S::I count[2] = {};
   const typename S::V level = S::splat(t);
   for_each_vector<4>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
-    const typename S::I active = ~(a <= level);
-    sum[u] += S::keep(active, a - level);
-    count[u & 1] -= active;
+    sum[u] += S::max(V{}, a - level);  // a NaN, the second, prevails
+    count[u & 1] -= a > level;
   });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), count_lanes<T>(count[0] + count[1])};
 }
@@ -80,6 +81,18 @@ LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t,
     count += store_compressed(active + count, a, above);
   });
   return {add_lanes<float>(sum[0] + sum[1]), count};
+}
+
+// The sum of n vectors: the upper half on the lower, and so on.
+template <int n, class Vector>
+LIPVAE_INLINE Vector add_halves(Vector* v) {
+  if constexpr (n > 1) {
+#pragma GCC unroll 8
+    for (int j = 0; j < n / 2; ++j) v[j] += v[j + n / 2];
+    return add_halves<n / 2>(v);
+  } else {
+    return v[0];
+  }
 }
 
 struct ActiveSum {
@@ -115,37 +128,73 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
   for (; i + 16 <= n; i += 16)
 #pragma GCC unroll 8
     for (int vector = 0; vector < vectors; ++vector) add(S::load(w + i + vector * S::lanes), vector);
-  for (int vector = 0; i < n; i += S::lanes, ++vector)
-    add(n - i < S::lanes ? S::load_first(w + i, n - i) : S::load(w + i), vector);
+  // Every index is a constant, or the accumulators would live in memory.
+  if (i < n)
+#pragma GCC unroll 8
+    for (int vector = 0; vector < vectors; ++vector) {
+      const std::int64_t left = n - i - vector * S::lanes;
+      if (left > 0) add(left < S::lanes ? S::load_first(w + i + vector * S::lanes, left) : S::load(w + i + vector * S::lanes), vector);
+    }
   // As if the 16 were the lanes of one vector.
-  for (int width = accumulators / 2; width > 0; width /= 2)
-    for (int j = 0; j < width; ++j) sum[j] += sum[j + width];
-  return {add_lanes<double>(sum[0]), count_lanes<T>(count)};
+  return {add_lanes<double>(add_halves<accumulators>(sum)), count_lanes<T>(count)};
+}
+
+// The sum of |w| over |w| > t in two parts, for t > 0: of the upper bits of each and of the rest.
+struct SplitSum {
+  float upper, lower;
+  std::int64_t count;
+  bool exact;
+};
+
+// |w| > t is a multiple of t's last digit u, its upper bits of 2^12 u. Partial sums only grow, so they are
+// exact if the last is less than 2^24 multiples; then neither order nor lanes matter.
+constexpr float split_limit = 8192.0f;  // times t: an upper sum beyond it is not exact
+LIPVAE_INLINE SplitSum row_split_sum(const float* w, std::int64_t n, float t) {
+  using S = Simd<float>;
+  S::V upper[2] = {}, lower[2] = {};
+  S::I count[2] = {};
+  const S::V level = S::splat(t);
+  const S::I mask = S::splat_int(0x7ffff000);
+  for_each_vector<4>(w, n, [&](S::V v, int u) {
+    const S::V a = S::abs(v);
+    const S::I active = a > level;
+    const S::V kept = S::keep(active, a), part = S::keep(mask, kept);
+    count[u & 1] -= active;
+    upper[u & 1] += part;
+    lower[u & 1] += kept - part;
+  });
+  const float up = add_lanes<float>(upper[0] + upper[1]), low = add_lanes<float>(lower[0] + lower[1]);
+  std::int32_t bits;
+  __builtin_memcpy(&bits, &t, sizeof bits);
+  bits &= 0x7f800000;
+  float power;  // of two, at most t: 2^23 u
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return {up, low, count_lanes<float>(count[0] + count[1]), up < split_limit * power && low < 2.0f * power};
 }
 
 // The largest T not above tau: |w| > tau iff |w| > round_down(tau), for w of type T.
 LIPVAE_INLINE double round_down(double tau, double) { return tau; }
 LIPVAE_INLINE float round_down(double tau, float) {
   const float nearest = float(tau);
-  if (!(double(nearest) > tau)) return nearest;
   std::int32_t bits;
   __builtin_memcpy(&bits, &nearest, sizeof bits);
-  --bits;  // tau >= 0, so nearest > 0
+  // A coin toss, so not a branch. tau >= 0, and nearest > 0 if it is above tau.
+  bits -= std::int32_t(double(nearest) > tau);
   float below;
   __builtin_memcpy(&below, &bits, sizeof below);
   return below;
 }
 
-// tau as the sum of two numbers of type T. Rounding is monotone, so |w| > tau implies
-// (|w| - high) - low >= 0.
+// tau as the sum of two numbers of type T, and rounded down. Rounding is monotone, so |w| > tau, which is
+// |w| > level, implies (|w| - high) - low >= 0.
 template <class T>
 struct SplitThreshold {
-  T high, low;
+  T high, low, level;
 };
-LIPVAE_INLINE SplitThreshold<double> split(double tau, double) { return {tau, 0.0}; }
+LIPVAE_INLINE SplitThreshold<double> split(double tau, double) { return {tau, 0.0, tau}; }
 LIPVAE_INLINE SplitThreshold<float> split(double tau, float) {
   const float high = float(tau);
-  return {high, float(tau - double(high))};
+  return {high, float(tau - double(high)), round_down(tau, 0.0f)};
 }
 
 struct StoredSum {
@@ -157,7 +206,7 @@ struct StoredSum {
 template <class T>
 inline StoredSum row_stored_sum(const T* w, std::int64_t n, double tau) {
   const SplitThreshold<T> parts = split(tau, T());
-  const T level = round_down(tau, T());
+  const T level = parts.level;
   double sum[8] = {}, error[8] = {};
   std::int64_t count = 0;
   auto add = [](double& total, double& lost, double x) {

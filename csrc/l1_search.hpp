@@ -1,21 +1,13 @@
-// The search for a row's threshold tau, the root of f(tau) = sum_i max(|w_i| - tau, 0) = radius.
+// The search for the thresholds of rows.
 //
-// f is convex and piecewise linear, so Newton's step from any tau with f'(tau) < 0 lands at or below
-// the root. Steps in the row's own precision find the active set A = {|w| > tau}; the threshold is
-// then (sum_A |w| - radius) / |A| in double, a function of A alone: where the search started does
-// not show in the result.
+// Steps find the active set A = {|w| > tau}; the threshold is then (sum_A |w| - radius) / |A| in double,
+// a function of A alone: where the search started does not show in the result.
 #pragma once
 
-#include "l1_row.hpp"
+#include "l1_steps.hpp"
+#include "l1_typical.hpp"
 
 namespace lipvae::LIPVAE_ISA {
-
-template <class T>
-struct RowProblem {
-  const T* w;
-  std::int64_t n;
-  double radius;
-};
 
 struct Candidate {
   double tau;
@@ -23,73 +15,22 @@ struct Candidate {
   bool final;          // the active set at tau is known to be the same
 };
 
-// log2 and exp2 to within 1%: they steer the search and touch no result.
-LIPVAE_INLINE float rough_log2(float x) {
-  std::int32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  const float mantissa = float(bits & 0x7fffff) * 0x1p-23f;
-  return float((bits >> 23) - 127) + mantissa * (1.3431f - 0.3431f * mantissa);
+// The sum over |w| > t, for a row whose threshold is sought. The faster sum is exact where it can be had,
+// and then the other one is too.
+LIPVAE_INLINE ActiveSum active_sum(const double* w, std::int64_t n, double t, double) {
+  return row_active_sum(w, n, t);
 }
-LIPVAE_INLINE float rough_exp2(float x) {
-  if (!(x > -100.0f)) return 0.0f;
-  if (x > 100.0f) x = 100.0f;
-  const int whole = int(x + 128.0f) - 128;
-  const float part = x - float(whole);
-  const std::int32_t bits = (whole + 127) << 23;
-  float power;
-  __builtin_memcpy(&power, &bits, sizeof power);
-  return power * (1.0f + part * (0.6569f + 0.3431f * part));
-}
-
-// Newton's step on f^p - radius^p from t, where f has the slope -count. It is exact where the
-// density of |w| falls off as a box (p = 1/2), an exponential (p = 0) or a power (p < 0).
-template <class T>
-LIPVAE_INLINE T curved_step(T t, Excess<T> f, T radius, float p) {
-  const float decay = rough_log2(float(f.sum / radius));
-  const float scale = p > -0.05f && p < 0.05f ? 0.6931f * decay : (1.0f - rough_exp2(-p * decay)) / p;
-  return t + f.sum / T(f.count) * T(scale);
-}
-
-// The p for which f^p is a straight line between two points.
-template <class T>
-LIPVAE_INLINE float fitted_curve(Excess<T> f, Excess<T> g, float otherwise) {
-  if (f.count == g.count || !(f.sum > T(0)) || !(g.sum > T(0)) || f.sum == g.sum) return otherwise;
-  const float p = 1.0f - rough_log2(float(f.count) / float(g.count)) / rough_log2(float(f.sum / g.sum));
-  return p > 0.9f ? 0.9f : p > -4.0f ? p : -4.0f;
-}
-
-// A guess of tau whose active set is the right one but for a few elements. f is known at t.
-template <class T>
-double find_active_set(const T* w, std::int64_t n, T radius, T t, Excess<T> f, float p, T floor) {
-  for (int step = 0; step < 32; ++step) {
-    const T newton = t + (f.sum - radius) / T(f.count);
-    const float gap = float((f.sum - radius) / f.sum);
-    // Elements that Newton's step is off by, from the density that f^p implies.
-    const float moved = (1.0f - p) * gap;
-    if (moved * moved * float(f.count) < 0.25f) return double(newton);
-    if (newton > floor) floor = newton;
-    T next = step < 8 && (gap > 0.03f || gap < -0.03f) ? curved_step(t, f, radius, p) : newton;
-    if (!(next > floor)) next = floor;
-    if (next == t) break;
-    Excess<T> g = row_excess(w, n, next);
-    if (g.count == 0) {
-      if (next == floor) break;
-      next = floor;
-      g = row_excess(w, n, next);
-      if (g.count == 0) break;
-    }
-    p = fitted_curve(f, g, p);
-    t = next;
-    f = g;
+LIPVAE_INLINE ActiveSum active_sum(const float* w, std::int64_t n, float t, double radius) {
+  if (radius < split_limit * double(t)) {  // the sum is above the radius
+    const SplitSum a = row_split_sum(w, n, t);
+    if (a.exact) return {double(a.upper) + double(a.lower), a.count};
   }
-  return double(floor);
+  return row_active_sum(w, n, t);
 }
 
-// tau from the active set at the guess; final if the set at tau is the same, which the caller checks.
+// tau from the active set at t; final if the set at tau is the same, which the caller checks.
 template <class T>
-Candidate polish(const RowProblem<T>& row, double guess) {
-  T t = round_down(guess, T());
-  ActiveSum a = row_active_sum(row.w, row.n, t);
+LIPVAE_INLINE Candidate candidate(const RowProblem<T>& row, T t, ActiveSum a) {
   if ((a.count == 0 || a.sum <= row.radius) && t > T(0)) {
     t = T(0);
     a = row_active_sum(row.w, row.n, t);
@@ -98,72 +39,200 @@ Candidate polish(const RowProblem<T>& row, double guess) {
   const double tau = (a.sum - row.radius) / double(a.count);
   return {tau, a.count, round_down(tau, T()) == t};
 }
-
-// Rows of this length have their large elements listed, and later passes read the list.
-constexpr std::int64_t min_listed = 64, max_listed = 8192;
-
-// Start without a guess, for a row outside the ball.
 template <class T>
-Candidate search_cold(const RowProblem<T>& row, Norms<T> norms) {
-  const T radius = T(row.radius), length = T(row.n);
-  const T newton = (norms.sum - radius) / length;
-  // max |w| - radius is a lower bound too, and the better one where radius << max |w|.
-  const T floor = norms.max - radius > newton ? norms.max - radius : newton;
-  const Excess<T> start{norms.sum, row.n};
-  if constexpr (sizeof(T) == 4) {
-    if (row.n >= min_listed && row.n <= max_listed) {
-      float list[max_listed + 16];
-      // Short of the root if |w| falls off no faster than a box.
-      const T box = T(1.8) * (norms.sum - __builtin_sqrtf(norms.sum * radius)) / length;
-      const T t = box > floor ? box : floor;
-      const Excess<T> f = row_compact(row.w, row.n, t, list);
-      if (f.sum > radius) {
-        const float p = fitted_curve(start, f, 0.5f);
-        const double guess = find_active_set(list, f.count, radius, t, f, p, t);
-        const T level = round_down(guess, T());
-        const ActiveSum a = row_active_sum(list, f.count, level);
-        // Elements above the level are multiples of its last digit, so this sum is exact, and the
-        // order of the list does not matter.
-        if (level >= t && a.sum > row.radius && a.sum < 0x1p28 * double(level)) {
-          const double tau = (a.sum - row.radius) / double(a.count);
-          return {tau, a.count, round_down(tau, T()) == level};
-        }
-        return polish(row, guess);
-      }
-      if (f.count > 0) return polish(row, find_active_set(row.w, row.n, radius, t, f, 0.5f, floor));
-    }
-  }
-  if (floor > newton) {
-    const Excess<T> f = row_excess(row.w, row.n, floor);
-    if (f.count > 0) return polish(row, find_active_set(row.w, row.n, radius, floor, f, 0.5f, floor));
-  }
-  return polish(row, find_active_set(row.w, row.n, radius, T(0), start, 0.5f, newton));
+Candidate polish(const RowProblem<T>& row, double guess) {
+  const T t = round_down(guess, T());
+  return candidate(row, t, active_sum(row.w, row.n, t, row.radius));
 }
 
-// The first candidate for the row's threshold: 0 for a row inside the ball, NaN for one whose norm
-// is not finite. warm is a guess of tau, used if it is a positive number.
+// True if the norm says which candidate it is: 0 for a row inside the ball, NaN for one whose norm is
+// not finite. Sums near the radius, and those that overflow, are found again in double.
 template <class T>
-Candidate first_candidate(const RowProblem<T>& row, double warm) {
+bool decided_by_norm(const RowProblem<T>& row, T norm, Candidate& c) {
   const T radius = T(row.radius), infinity = T(__builtin_inf());
   constexpr T unsure = sizeof(T) == 4 ? T(1e-4) : T(1e-10);
-  if (warm > 0.0 && warm < 1e300) {
-    // The row's norm need not be known: polish() finds out that it is above the radius, or computes it.
-    const T t = T(warm);
-    const Excess<T> f = row_excess(row.w, row.n, t);
-    if (f.count > 0 && f.sum < infinity && t + (f.sum - radius) / T(f.count) > T(0))
-      return polish(row, find_active_set(row.w, row.n, radius, t, f, 0.5f, T(0)));
+  if (norm < radius * (T(1) - unsure)) {
+    c = {0.0, 0, true};
+    return true;
   }
-  const Norms<T> norms = row_norms(row.w, row.n);
-  if (norms.sum < radius * (T(1) - unsure)) return {0.0, 0, true};
-  if (!(norms.sum < infinity)) {
-    // The sum overflows float or the row is not finite. A NaN is active at no level, so it shows
-    // only in the norm.
-    if (norms.sum != norms.sum || !(row_active_sum(row.w, row.n, T(0)).sum < __builtin_inf()))
-      return {__builtin_nan(""), 0, true};
-    return polish(row, 0.0);
+  if (norm < infinity && norm >= radius * (T(1) + unsure)) return false;
+  // A NaN is active at no level, so it shows only in the norm.
+  const bool finite =
+      norm < infinity || (norm == norm && row_active_sum(row.w, row.n, T(0)).sum < __builtin_inf());
+  c = finite ? polish(row, 0.0) : Candidate{__builtin_nan(""), 0, true};
+  return true;
+}
+
+// Rows of at least this length may have their large elements listed, and later passes read the list.
+constexpr std::int64_t min_listed = 64, max_listed = 8192;
+
+// The first candidates for the thresholds of at most max_rows_at_once rows of equal length, side by side
+// in memory.
+template <class T>
+class RowBlock {
+ public:
+  // `fetching` asks for the rows that follow as this block is worked on.
+  RowBlock(const RowProblem<T>* row, int rows, TypicalRow& typical, bool fetching)
+      : row_(row), rows_(rows), typical_(typical), fetching_(fetching) {}
+
+  // 0 for a row inside the ball, NaN for one whose norm is not finite. warm, or null, holds guesses of
+  // the thresholds.
+  void first_candidates(const double* warm, Candidate* c) {
+    sort_out(warm);
+    start_warm(warm);
+    start_cold(c);
+    find_active_sets(open_, opens_);
+    sum_active_sets(c);
+    if (outside_ > 0 && begun_ == 0)
+      typical_.learn_curve(row_[outside_row_[0]], search_[outside_row_[0]].f, c[outside_row_[0]].count);
+    // Learning takes as long as a step, so once enough is known a row of the block has to do.
+    const int taught = typical_.knows_enough() && begun_ > 1 ? 1 : begun_;
+    for (int i = 0; i < taught; ++i) {
+      const int r = begun_row_[i];
+      typical_.learn(row_[r], norms_[r].sum, c[r].tau, c[r].count);
+    }
   }
-  if (norms.sum < radius * (T(1) + unsure)) return polish(row, 0.0);
-  return search_cold(row, norms);
+
+ private:
+  // Rows with a guess worth a try, and the others. Rows near the ball's boundary need their norm.
+  void sort_out(const double* warm) {
+    for (int r = 0; r < rows_; ++r) {
+      search_[r] = {row_[r].w, row_[r].n, T(row_[r].radius), T(0), T(0), {}};
+      const bool guessed = warm && typical_.trusts_guesses() && warm[r] < 1e300 &&
+                           warm[r] * double(row_[r].n) > 0.02 * row_[r].radius;
+      (guessed ? warm_row_[warms_++] : cold_row_[colds_++]) = r;
+    }
+  }
+
+  void start_warm(const double* warm) {
+    for (int i = 0; i < warms_; ++i) {
+      Search<T>& s = search_[warm_row_[i]];
+      s.t = T(warm[warm_row_[i]]);
+      s.f = row_excess(s.w, s.n, s.t);
+      fetch_ahead(warm_row_[i], 0);
+    }
+    for (int i = 0; i < warms_; ++i) {
+      const int r = warm_row_[i];
+      Search<T>& s = search_[r];
+      // The norm need not be known: candidate() finds out that it is above the radius, or computes it.
+      const bool useful = s.f.count > 0 && s.f.sum < T(__builtin_inf()) &&
+                          s.t + (s.f.sum - s.radius) / T(s.f.count) > T(0);
+      typical_.learn_of_guess(useful);
+      if (useful) {
+        s.p = typical_.curve();
+        s.fitted = typical_.knows_curve();
+        outside_row_[outside_++] = r;
+        open_[opens_++] = &s;
+      } else {
+        cold_row_[colds_++] = r;
+      }
+    }
+  }
+
+  void start_cold(Candidate* c) {
+    const bool sparse = typical_.sparse();
+    for (int i = 0; i < colds_; ++i) {
+      const int r = cold_row_[i];
+      norms_[r] = sparse ? row_norms<true>(row_[r].w, row_[r].n) : row_norms<false>(row_[r].w, row_[r].n);
+      fetch_ahead(r, 0);
+    }
+    for (int i = 0; i < colds_; ++i) {
+      const int r = cold_row_[i];
+      if (decided_by_norm(row_[r], norms_[r].sum, c[r])) continue;
+      outside_row_[outside_++] = r;
+      Search<T>& s = search_[r];
+      s.t = T(0);
+      s.f = {norms_[r].sum, s.n};
+      s.floor = (norms_[r].sum - s.radius) / T(s.n);
+      if (norms_[r].sum < T(1.5) * s.radius && s.last_step()) continue;
+      // max |w| - radius is a lower bound too, and the better one where radius << max |w|.
+      if (norms_[r].max - s.radius > s.floor) s.floor = norms_[r].max - s.radius;
+      begun_row_[begun_++] = r;
+    }
+    T t[max_rows_at_once];
+    Excess<T> f[max_rows_at_once];
+    T* list = list_;
+    for (int i = 0; i < begun_; ++i) {
+      const int r = begun_row_[i];
+      Search<T>& s = search_[r];
+      t[i] = typical_.start(row_[r], norms_[r].sum);
+      if (!(t[i] > s.floor)) t[i] = s.floor;
+      if constexpr (sizeof(T) == 4) {
+        if (sparse && s.n >= min_listed && list + s.n <= list_ + max_listed) {
+          f[i] = row_compact(s.w, s.n, t[i], list);
+          if (f[i].sum > s.radius) {
+            s.w = list;
+            s.n = f[i].count;
+            s.floor = t[i];
+            listed_from_[r] = t[i];
+            list += s.n;
+          }
+          continue;
+        }
+      }
+      f[i] = row_excess(s.w, s.n, t[i]);
+    }
+    for (int i = 0; i < begun_; ++i) {
+      Search<T>& s = search_[begun_row_[i]];
+      open_[opens_++] = &s;
+      if (f[i].count == 0) continue;  // on from 0
+      if (sparse)
+        s.move(t[i], f[i]);
+      else
+        s.start(t[i], f[i], typical_.curve());
+    }
+  }
+
+  void sum_active_sets(Candidate* c) {
+    T level[max_rows_at_once];
+    ActiveSum sum[max_rows_at_once];
+    for (int i = 0; i < outside_; ++i) level[i] = round_down(search_[outside_row_[i]].guess, T());
+    for (int i = 0; i < outside_; ++i) {
+      const int r = outside_row_[i];
+      const Search<T>& s = search_[r];
+      const double radius = row_[r].radius;
+      sum[i] = active_sum(s.w, s.n, level[i], radius);
+      fetch_ahead(r, 1);
+      // Elements above the level are multiples of its last digit, so the sum of a list is exact, and its
+      // order does not matter.
+      const bool good = s.w == row_[r].w || (level[i] >= listed_from_[r] && sum[i].sum > radius &&
+                                             sum[i].sum < 0x1p28 * double(level[i]));
+      if (!good) sum[i] = active_sum(row_[r].w, row_[r].n, level[i], radius);
+    }
+    for (int i = 0; i < outside_; ++i) c[outside_row_[i]] = candidate(row_[outside_row_[i]], level[i], sum[i]);
+  }
+
+  // Half of the row of the next block that takes the place of row r.
+  void fetch_ahead(int r, int half) {
+    if (!fetching_) return;
+    const std::int64_t bytes = row_[r].n * std::int64_t(sizeof(T)) / 2;
+    const std::uintptr_t begin =
+        reinterpret_cast<std::uintptr_t>(row_[r].w) + std::uintptr_t(2 * rows_ + half) * std::uintptr_t(bytes);
+    for (std::int64_t offset = 0; offset < bytes; offset += 64)
+      __builtin_prefetch(reinterpret_cast<const void*>(begin + std::uintptr_t(offset)));
+  }
+
+  const RowProblem<T>* row_;
+  int rows_;
+  TypicalRow& typical_;
+  bool fetching_;
+  Search<T> search_[max_rows_at_once];
+  Norms<T> norms_[max_rows_at_once];
+  int warm_row_[max_rows_at_once], cold_row_[max_rows_at_once];
+  int begun_row_[max_rows_at_once], outside_row_[max_rows_at_once];
+  int warms_ = 0, colds_ = 0, begun_ = 0, outside_ = 0, opens_ = 0;
+  Search<T>* open_[max_rows_at_once];
+  T listed_from_[max_rows_at_once];
+  T list_[sizeof(T) == 4 ? max_listed + 16 : 1];
+};
+
+// The first candidate for one row; warm is a guess of tau, used if it is a positive number.
+template <class T>
+Candidate first_candidate(const RowProblem<T>& row, double warm) {
+  TypicalRow typical;
+  Candidate c;
+  RowBlock<T>(&row, 1, typical, false).first_candidates(&warm, &c);
+  return c;
 }
 
 }  // namespace lipvae::LIPVAE_ISA

@@ -23,14 +23,6 @@ class Scratch {
   void* memory_;
 };
 
-// Asks for a row while the one before it is searched, in whose passes the core does not look so far ahead.
-// Past the last row it asks in vain.
-template <class T>
-void prefetch_row(const T* row, std::int64_t n) {
-  const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(row), end = begin + std::uintptr_t(n) * sizeof(T);
-  for (std::uintptr_t line = begin; line < end; line += 64) __builtin_prefetch(reinterpret_cast<const void*>(line));
-}
-
 template <class T>
 void forward(const LipschitzLinear& a) {
   using P = Panel<T>;
@@ -52,19 +44,18 @@ void forward(const LipschitzLinear& a) {
   T* const panels = static_cast<T*>(a.panels ? a.panels : scratch.get());
   T* const projected = static_cast<T*>(a.projected);
   int next_part = 0;
+  const bool fetching = double(columns) * double(inner) * sizeof(T) > fetched_bytes;
   const double bytes = 4.0 * double(columns) * double(inner) * sizeof(T) + product_bytes<T>(first, inner, columns);
   parallel_for(count, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+    RowProjector<T> projector(inner, a.radius, fetching);
     T* const part = parts_begin + __atomic_fetch_add(&next_part, 1, __ATOMIC_RELAXED) * part_size;
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t column = p * P::width, left = columns - column;
       const std::int64_t filled = left < P::width ? left : P::width;
       T* const panel = keeps_panels ? panels + p * size : part;
       T* const rows = keeps_rows ? projected + column * inner : keeps_panels ? part : part + size;
-      for (std::int64_t c = 0; c < filled; ++c) {
-        const RowProblem<T> row{weight + (column + c) * inner, inner, a.radius};
-        prefetch_row(row.w + inner, inner);
-        a.threshold[column + c] = project_row(row, a.warm ? a.warm[column + c] : 0.0, rows + c * inner, false);
-      }
+      projector.project(weight + column * inner, filled, a.warm ? a.warm + column : nullptr, rows,
+                        a.threshold + column, false);
       pack_panel(rows, bias ? bias + column : nullptr, filled, inner, panel);
       multiply(x, first, inner, panel, filled, false, y + column, columns);
     }

@@ -229,10 +229,11 @@ struct Simd {
     for (int v = 0; v < 4; ++v) bits |= std::uint64_t(movemask(m[v])) << (v * lanes);
     return bits;
   }
-  // Swaps lane i of a and b where bit i is set; bits above the lanes are ignored.
-  static LIPVAE_INLINE void swap_where(Int bits, V& a, V& b) {
+  // Swaps lane i of a and b where bit first + i is set, which lies in `bits`.
+  static LIPVAE_INLINE void swap_where(Int bits, int first, V& a, V& b) {
     const V low = a;
 #if defined(__AVX512F__)
+    bits >>= first;
     if constexpr (sizeof(T) == 4) {
       a = (V)_mm512_mask_blend_ps(__mmask16(bits), (__m512)low, (__m512)b);
       b = (V)_mm512_mask_blend_ps(__mmask16(bits), (__m512)b, (__m512)low);
@@ -242,7 +243,7 @@ struct Simd {
     }
 #elif defined(__AVX2__)
     // The blend reads sign bits only, so each lane shifts its own bit there.
-    const I mask = splat_int(bits) << (splat_int(8 * sizeof(T) - 1) - iota());
+    const I mask = splat_int(bits) << (splat_int(Int(8 * sizeof(T) - 1) - first) - iota());
     if constexpr (sizeof(T) == 4) {
       a = (V)_mm256_blendv_ps((__m256)low, (__m256)b, (__m256)mask);
       b = (V)_mm256_blendv_ps((__m256)b, (__m256)low, (__m256)mask);
@@ -252,7 +253,7 @@ struct Simd {
     }
 #else
     const I place = splat_int(1) << iota();
-    const I mask = (splat_int(bits) & place) != 0;
+    const I mask = (splat_int(bits >> first) & place) != 0;
     a = mask ? b : low;
     b = mask ? low : b;
 #endif

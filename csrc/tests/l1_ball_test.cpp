@@ -75,8 +75,53 @@ void check(const KernelTable& kernels, std::int64_t rows, std::int64_t cols, dou
   }
 }
 
+// Rows are searched several at a time and from what others taught: none of that may show.
+template <class T>
+void check_mixed(const KernelTable& kernels, std::int64_t cols, double radius) {
+  const std::string name = describe<T>(kernels, "l1_ball, mixed rows", cols);
+  const auto draws = generator();  // the other tests keep theirs
+  generator().discard(static_cast<unsigned long long>(cols));
+  const std::int64_t rows = 70;
+  Buffer<T> weight = normals<T>(rows * cols);
+  Buffer<double> warm(rows);
+  const double infinity = std::numeric_limits<double>::infinity(), nan = std::nan("");
+  for (std::int64_t i = 0; i < rows; ++i) {
+    T* w = weight.data() + i * cols;
+    const int kind = int(uniform() * 9);
+    double norm = 0;
+    for (std::int64_t j = 0; j < cols; ++j) norm += std::fabs(double(w[j]));
+    for (std::int64_t j = 0; j < cols; ++j) {
+      if (kind == 1) w[j] = T(double(w[j]) * 0.5 * radius / norm);  // inside
+      if (kind == 2) w[j] = T(double(w[j]) * radius / norm * (1 + 1e-4 * (uniform() - 0.5)));
+      if (kind == 3) w[j] = T(std::pow(double(w[j]), 7));
+      if (kind == 4) w[j] = T(std::round(double(w[j])));  // ties
+      if (kind == 5) w[j] = T(double(w[j]) * 1e9);
+    }
+    if (kind == 6) w[i % cols] = T(1e12);
+    if (kind == 7) w[i % cols] = T(i % 2 ? nan : -infinity);
+    const double guesses[] = {0.0, 1e-3, 0.5, 2.0, 1e9, 1e299, infinity, nan, -1.0};
+    warm[i] = guesses[int(uniform() * 9)];
+  }
+  Buffer<T> cold(rows * cols), out(rows * cols), alone(rows * cols);
+  Buffer<double> threshold(rows), again(rows), apart(rows);
+  L1Ball call{weight.data(), rows, cols, radius, nullptr, cold.data(), threshold.data(), dtype<T>, 1};
+  kernels.l1_ball(call);
+  call.warm = warm.data();
+  call.out = out.data();
+  call.threshold = again.data();
+  kernels.l1_ball(call);
+  for (std::int64_t i = 0; i < rows; ++i)
+    kernels.l1_ball({weight.data() + i * cols, 1, cols, radius, nullptr, alone.data() + i * cols, &apart[i],
+                     dtype<T>, 1});
+  expect(alone.same_bits(cold) && apart.same_bits(threshold), name + ": alone");
+  expect(out.same_bits(cold) && again.same_bits(threshold), name + ": with guesses");
+  generator() = draws;
+}
+
 template <class T>
 void check_all(const KernelTable& kernels) {
+  for (std::int64_t cols : {1, 7, 40, 64, 200, 288, 1000, 3000, 5000})
+    for (double radius : {1e-6, 1.0, 20.0}) check_mixed<T>(kernels, cols, radius);
   for (std::int64_t cols : {1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 64, 65, 100, 129, 288, 784, 1500})
     for (double radius : {1e-3, 1.0, 1e4}) check<T>(kernels, 7, cols, 1.0, radius, 1);
   check<T>(kernels, 4, 50, 1e-30, 1e-29, 1);
