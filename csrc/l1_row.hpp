@@ -132,8 +132,9 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
   if (i < n)
 #pragma GCC unroll 8
     for (int vector = 0; vector < vectors; ++vector) {
+      const T* p = w + i + vector * S::lanes;
       const std::int64_t left = n - i - vector * S::lanes;
-      if (left > 0) add(left < S::lanes ? S::load_first(w + i + vector * S::lanes, left) : S::load(w + i + vector * S::lanes), vector);
+      if (left > 0) add(left < S::lanes ? S::load_first(p, left) : S::load(p), vector);
     }
   // As if the 16 were the lanes of one vector.
   return {add_lanes<double>(add_halves<accumulators>(sum)), count_lanes<T>(count)};

@@ -199,17 +199,20 @@ class RowBlock {
                                              sum[i].sum < 0x1p28 * double(level[i]));
       if (!good) sum[i] = active_sum(row_[r].w, row_[r].n, level[i], radius);
     }
-    for (int i = 0; i < outside_; ++i) c[outside_row_[i]] = candidate(row_[outside_row_[i]], level[i], sum[i]);
+    for (int i = 0; i < outside_; ++i) {
+      const int r = outside_row_[i];
+      c[r] = candidate(row_[r], level[i], sum[i]);
+    }
   }
 
   // Half of the row of the next block that takes the place of row r.
   void fetch_ahead(int r, int half) {
     if (!fetching_) return;
-    const std::int64_t bytes = row_[r].n * std::int64_t(sizeof(T)) / 2;
-    const std::uintptr_t begin =
-        reinterpret_cast<std::uintptr_t>(row_[r].w) + std::uintptr_t(2 * rows_ + half) * std::uintptr_t(bytes);
-    for (std::int64_t offset = 0; offset < bytes; offset += 64)
-      __builtin_prefetch(reinterpret_cast<const void*>(begin + std::uintptr_t(offset)));
+    const std::uintptr_t bytes = std::uintptr_t(row_[r].n) * sizeof(T) / 2;
+    const std::uintptr_t row = reinterpret_cast<std::uintptr_t>(row_[r].w);
+    const std::uintptr_t begin = row + std::uintptr_t(2 * rows_ + half) * bytes;
+    for (std::uintptr_t offset = 0; offset < bytes; offset += 64)
+      __builtin_prefetch(reinterpret_cast<const void*>(begin + offset));
   }
 
   const RowProblem<T>* row_;

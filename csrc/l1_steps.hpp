@@ -80,7 +80,8 @@ struct Search {
     const float by_curve = (fitted ? 0.05f : 0.25f) * size;
     const float by_chance = 0.5f * __builtin_sqrtf(between) / float(f.count);
     if (!(between * (by_curve + by_chance) < 0.3f)) return false;
-    guess = double(short_step(t, f, radius, p));
+    const T to = short_step(t, f, radius, p);
+    guess = double(to > floor ? to : floor);
     return true;
   }
   LIPVAE_INLINE T next(int step) {
