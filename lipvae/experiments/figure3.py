@@ -11,6 +11,7 @@ from lipvae.experiments.rows import Row, evaluate
 from lipvae.experiments.runner import Runner
 from lipvae.experiments.settings import GREY_PAIRS, Pair, lipschitz_spec
 from lipvae.experiments.tasks import Task
+from lipvae.scores import SCORES as DEFINITIONS
 
 NAME = "figure3"
 TITLE = "Figure 3: the decoder's Lipschitz constant"
@@ -60,7 +61,11 @@ def render(result: dict[str, Any]) -> str:
             for score, metrics in point["scores"].items():
                 values = [(metrics or {}).get(n) for n in ("auroc", "auprc", "fpr80")]
                 lines.append(
-                    [str(point["decoder_lipschitz"]), score, *map(markdown.spread, values)]
+                    [
+                        str(point["decoder_lipschitz"]),
+                        DEFINITIONS[score].title,
+                        *map(markdown.spread, values),
+                    ]
                 )
         parts.append(markdown.table(header, lines) + "\n")
     parts.append("## Models\n")
@@ -86,7 +91,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
                     x = [constant for constant, _ in points]
                     y = [value["mean"] for _, value in points]
                     error = [value["spread"] or 0.0 for _, value in points]
-                    ax.errorbar(x, y, error, marker="o", capsize=3, label=score)
+                    ax.errorbar(x, y, error, marker="o", capsize=3, label=DEFINITIONS[score].title)
                 ax.set(xlabel="Lipschitz constant M of the decoder", ylabel=label)
                 ax.set_title(pair["title"], fontsize="medium")
-            line[0].legend(fontsize="small")
+            line[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
