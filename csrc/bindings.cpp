@@ -242,7 +242,8 @@ void conv_transpose_forward(Address x, Address panels, Address bias, Address out
   if (padding[0] < 0 || padding[1] < 0) throw py::value_error("padding must not be negative");
   const std::int64_t weights = panels_span(1, taps, in[2], width);
   check_threads(threads);
-  check_address("x", x, span({{"batch", batch}, {"input height", in[0]}, {"input width", in[1]}, {"input channels", in[2]}}));
+  check_address("x", x,
+                span({{"batch", batch}, {"input height", in[0]}, {"input width", in[1]}, {"input channels", in[2]}}));
   check_address("panels", panels, weights);
   check_address("out", out,
                 span({{"batch", batch}, {"to height", to[0]}, {"to width", to[1]}, {"to channels", to[2]}}));

@@ -96,7 +96,8 @@ void run(const ConvTranspose& a) {
       }
       if (a.relu) {
         const std::int64_t size = images * out_size, whole = size / S::lanes * S::lanes;
-        for (std::int64_t i = 0; i < whole; i += S::lanes) S::store(to + i, S::max(S::splat(T(0)), S::load(to + i)));
+        const typename S::V zero{};  // the first operand: a NaN passes
+        for (std::int64_t i = 0; i < whole; i += S::lanes) S::store(to + i, S::max(zero, S::load(to + i)));
         for (std::int64_t i = whole; i < size; ++i) to[i] = T(0) > to[i] ? T(0) : to[i];
       }
     }

@@ -11,8 +11,10 @@ void project(const L1Ball& a) {
   const bool streaming = a.out && streams(a.out, bytes, sizeof(T));
   parallel_for(a.rows, 4.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     RowProjector<T> rows(a.cols, a.radius, bytes > fetched_bytes);
-    rows.project(static_cast<const T*>(a.weight) + begin * a.cols, end - begin, a.warm ? a.warm + begin : nullptr,
-                 a.out ? static_cast<T*>(a.out) + begin * a.cols : nullptr, a.threshold + begin, streaming);
+    const T* weight = static_cast<const T*>(a.weight) + begin * a.cols;
+    T* out = a.out ? static_cast<T*>(a.out) + begin * a.cols : nullptr;
+    const double* warm = a.warm ? a.warm + begin : nullptr;
+    rows.project(weight, end - begin, warm, out, a.threshold + begin, streaming);
     if (streaming) stream_fence();
   });
 }

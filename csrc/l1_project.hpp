@@ -123,7 +123,10 @@ class RowProjector {
  public:
   // `fetching` asks for the next rows ahead of time.
   RowProjector(std::int64_t cols, double radius, bool fetching)
-      : cols_(cols), radius_(radius), at_once_(rows_bytes / (cols * std::int64_t(sizeof(T)) + 1)), fetching_(fetching) {
+      : cols_(cols),
+        radius_(radius),
+        at_once_(rows_bytes / (cols * std::int64_t(sizeof(T)) + 1)),
+        fetching_(fetching) {
     if (at_once_ < 1) at_once_ = 1;
     if (at_once_ > max_rows_at_once) at_once_ = max_rows_at_once;
   }
