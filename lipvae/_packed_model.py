@@ -10,7 +10,8 @@ from lipvae import _packed_decoder, _packed_encoder
 from lipvae._backend import requested
 from lipvae._packed_encoder import PackedEncoder
 from lipvae.models import VAE
-from lipvae.nn.layers import FrozenLayers, LipschitzLayer
+from lipvae.nn.freezing import FrozenLayers
+from lipvae.nn.layers import LipschitzLayer
 
 
 class PackedModel:
@@ -62,7 +63,7 @@ def _state(model: VAE) -> list[object] | None:
     """What the packed weights follow from; None where a change could not be seen."""
     found: list[object] = [requested(), model.likelihood.name]
     for module in model.modules():
-        found += [module, len(module._forward_hooks), len(module._forward_pre_hooks)]
+        found.append(module)
         if isinstance(module, LipschitzLayer):
             found += [module.lipschitz, module.group_size]
         for parameter in module._parameters.values():

@@ -23,8 +23,6 @@ from lipvae.statistics import ImportanceStatistics
 # Images that an accelerator decodes at once, TILE samples of each.
 DEFAULT_BLOCK = 64
 
-_NOTHING = contextlib.nullcontext()
-
 
 class Scorer:
     r"""Scores inputs by how out-of-distribution they are: higher is more so.
@@ -164,7 +162,7 @@ class Scorer:
             )
         self.decoder_dtype = check_decoder_dtype(decoder_dtype, members)
         self._noise: dict[tuple[str, int], Noise] = {}
-        self._drawn: tuple[object, Ensemble] | None = None
+        self._drawn: tuple[PackedModel, Ensemble] | None = None
         self._packed: dict[VAE, PackedModel] = {}
         self.calibration = calibration
 
@@ -336,7 +334,10 @@ class Scorer:
         try:
             for module in training:
                 module.training = False
-            with self._weights(model).in_use() if isinstance(model, VAE) else _NOTHING:
+            if isinstance(model, VAE):
+                with self._weights(model).in_use():
+                    yield
+            else:
                 yield
         finally:
             for module in training:
@@ -351,10 +352,10 @@ class Scorer:
         if isinstance(self.model, Ensemble):
             return self.model.ensemble(self.num_draws)
         assert isinstance(self.model, BayesianVAE)
-        key = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
-        if self._drawn is None or self._drawn[0] != key:
-            self._packed.clear()
-            self._drawn = (key, self.model.ensemble(self.num_draws, self.seed))
+        weights = self._packed[self.model]
+        if self._drawn is None or self._drawn[0] is not weights:
+            self._packed = {self.model: weights}  # those of the last draws can go
+            self._drawn = (weights, self.model.ensemble(self.num_draws, self.seed))
         return self._drawn[1]
 
     def _draw_log_likelihoods(self, x: Tensor) -> Tensor:

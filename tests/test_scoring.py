@@ -545,3 +545,19 @@ def test_workers_stop_at_the_first_error(threads: int) -> None:
         for_each(1000, work)
     assert len(started) <= threads
     assert torch.get_num_threads() == threads
+
+
+def test_scores_of_draws_and_of_the_mean_in_any_order() -> None:
+    torch.manual_seed(0)
+    model = lipvae.BayesianVAE((1, 8, 8), 3, "fc", (8,)).eval()
+    x = torch.rand(2, 1, 8, 8)
+    names = ["hole_indicator", "waic"]
+    expected = Scorer(model, names, num_samples=4, num_draws=2)(x)
+    scorer = Scorer(model, names[::-1], num_samples=4, num_draws=2)
+    for _ in range(2):
+        assert same(scorer(x), expected)
+    with torch.no_grad():
+        model.decoder[0].weight.add_(0.1)
+    changed = scorer(x)
+    assert same(changed, Scorer(model, names, num_samples=4, num_draws=2)(x))
+    assert not torch.equal(changed["waic"], expected["waic"])
