@@ -23,9 +23,9 @@ QUICK = ("hole_indicator", "waic", "likelihood_regret")
 CONV = ("hole_indicator", "waic", "input_complexity", "typicality", "f_lip", "f_agg")
 
 
-def decoding(model: lipvae.VAE, samples: int) -> Callable[[], None]:
-    """Decodes as many samples of each image, in one call an image."""
-    z = torch.randn(samples, model.latent_dim, device=next(model.parameters()).device)
+def decoding(model: lipvae.VAE) -> Callable[[], None]:
+    """Decodes K samples of each image, in one call an image."""
+    z = torch.randn(K, model.latent_dim, device=next(model.parameters()).device)
 
     @torch.inference_mode()
     def run() -> None:
@@ -41,22 +41,21 @@ def score_case(name: str, architecture: str, settings: Settings) -> Case:
     shape = (1, SIDE, SIDE)
     x: Tensor = (settings.rand(B, *shape) * 255).round() / 255
     options = {"input_shape": shape, "latent_dim": 10, "architecture": architecture}
-    model: lipvae.VAE = lipschitz_vae(settings, **options).eval()
-    samples, k = K, K
-    if score.source == "draws":
+    sizes = {"K": K, "B": B, "D": SIDE**2, "m": 10}
+    model: lipvae.VAE
+    if score.source == "draws":  # as many samples in all
         model = lipvae.BayesianVAE(**options).to(settings.device).eval()
-        samples, k = DRAWS * (K // DRAWS), K // DRAWS
-    scorer = Scorer(model, [name], num_samples=k, num_draws=DRAWS)
+        sizes |= {"K": K // DRAWS, "S": DRAWS}
+    else:
+        model = lipschitz_vae(settings, **options).eval()
+    scorer = Scorer(model, [name], num_samples=sizes["K"], num_draws=DRAWS)
     if score.calibrated:
         scorer.calibrate(settings.rand(CALIBRATION, *shape, seed=1), max_images=CALIBRATION)
     if score.source == "images":
         limit = Provider(COPY, "limit", x.clone)
     else:
-        limit = Provider(DECODER, "limit", decoding(model, samples))
+        limit = Provider(DECODER, "limit", decoding(model))
     ours = Provider(PUBLIC, "ours", lambda: scorer(x))
-    sizes = {"K": k, "B": B, "D": SIDE**2, "m": 10}
-    if score.source == "draws":
-        sizes["S"] = DRAWS
     return Case(
         "scores", f"{name}, {architecture}", sizes, x.dtype, [limit, ours],
         work={"images": float(B)},

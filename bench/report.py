@@ -15,14 +15,15 @@ from matplotlib.axes import Axes
 from bench import bars, bench_scores, bench_scoring, results
 from bench.results import MeasuredCase, Row, factor, megabytes, seconds
 from bench.settings import PUBLIC
+from lipvae.scores.regret import RegretSettings
 
 PAGE = "performance.md"
 CASES = "tables/performance-cases.md"
 # The parts of the page that commands write.
 MEASURED, ROOFLINE = "measured", "roofline"
-SCORES_NOTE = """A scorer that gives this score alone, on one thread; several of the same samples
-cost no more than the slowest of them. Each of the S models of an ensemble draws K samples.
-Likelihood regret takes 100 gradient steps."""
+SCORES_NOTE = f"""A scorer that gives this score alone, on one thread; scores of the same samples
+share one pass. Each of the S models of an ensemble draws K samples. Likelihood regret takes
+{RegretSettings().steps} gradient steps."""
 
 
 @dataclass(frozen=True)

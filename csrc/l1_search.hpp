@@ -229,13 +229,4 @@ class RowBlock {
   T list_[sizeof(T) == 4 ? max_listed + 16 : 1];
 };
 
-// The first candidate for one row; warm is a guess of tau, used if it is a positive number.
-template <class T>
-Candidate first_candidate(const RowProblem<T>& row, double warm) {
-  TypicalRow typical;
-  Candidate c;
-  RowBlock<T>(&row, 1, typical, false).first_candidates(&warm, &c);
-  return c;
-}
-
 }  // namespace lipvae::LIPVAE_ISA

@@ -28,15 +28,12 @@ class PackedLayers:
 
     def __init__(self, layers: Iterable[nn.Module], order: Tensor | None = None) -> None:
         layers = list(layers)
+        products = [layer for layer in layers if type(layer) is not nn.ReLU]
+        followed = {a for a, b in itertools.pairwise(layers) if type(b) is nn.ReLU}
         self._steps: list[tuple[Packed, bool]] = [
-            (pack(layer), type(after) is nn.ReLU)
-            for layer, after in itertools.pairwise([*layers, None])
-            if layer is not None and type(layer) is not nn.ReLU
+            (pack(layer, order if layer is products[-1] else None), layer in followed)
+            for layer in products
         ]
-        if order is not None:
-            last = next(layer for layer in reversed(layers) if type(layer) is nn.Linear)
-            bias = None if last.bias is None else last.bias[order]
-            self._steps[-1] = (PackedLinear(last.weight[order], bias), self._steps[-1][1])
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[N, in] -> [N, out], contiguous."""
@@ -45,12 +42,17 @@ class PackedLayers:
         return rows
 
 
-def pack(layer: nn.Module) -> Packed:
-    """A layer as it is now: a linear one, or a Lipschitz one with its projection and its sort."""
+def pack(layer: nn.Module, order: Tensor | None = None) -> Packed:
+    """A layer as it is now: a linear one, or a Lipschitz one with its projection and its sort.
+
+    `order` is that of an ordinary layer's outputs; None for its own.
+    """
     if isinstance(layer, LipschitzLinear):
         return layer.packed()
-    assert isinstance(layer, nn.Linear)
-    return PackedLinear(layer.weight, layer.bias)
+    weight, bias = weight_and_bias(layer)
+    if order is None:
+        return PackedLinear(weight, bias)
+    return PackedLinear(weight[order], None if bias is None else bias[order])
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

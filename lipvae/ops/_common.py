@@ -20,8 +20,8 @@ def dtype_code(tensor: Tensor) -> int:
 def direct_apply(function: type[Function]) -> Callable[..., Any]:
     """``function.apply`` without its Python, outside the transforms of torch.func.
 
-    That Python sees to the transforms. It takes a sixth of what the
-    Lipschitz layer costs beside its kernel: after a matrix product no cache holds it.
+    That Python sees to the transforms, and after a matrix product no cache holds it:
+    docs/performance.md has what it costs.
     """
     try:
         direct = super(Function, function).apply  # type: ignore[misc]
