@@ -182,7 +182,9 @@ class ImportancePass:
             found = [encoder.posterior(part) for part in x.flatten(1).split(ENCODED)]
         return found[0] if len(found) == 1 else _concatenated(found)
 
-    def _posteriors(self, parts: list[Tensor], encoded: Any) -> list[Any]:
+    def _posteriors(
+        self, parts: list[Tensor], encoded: Any, decoder: _packed_decoder.Packed | None
+    ) -> list[Any]:
         """q(z | x) of each part, refined; `encoded` is that of all of them, if there is one."""
         if encoded is None:
             found = [self._model._encode(part) for part in parts]
@@ -192,8 +194,9 @@ class ImportancePass:
             return [encoded]
         if self._steps_noise is None:
             return found
+        search = None if decoder is None else decoder.log_likelihood
         return [
-            refined(self._model, q, part.flatten(1), self._steps_noise, self._refine)
+            refined(self._model, q, part.flatten(1), self._steps_noise, self._refine, search)
             for q, part in zip(found, parts, strict=True)
         ]
 
@@ -208,7 +211,7 @@ class ImportancePass:
         """The statistics of `size` images, of which the last repeats where `x` has fewer."""
         parts = _parts(x, size, alone)
         # In double from here on: rounding of z would enter the densities, not the samples.
-        posterior = _joined(self._posteriors(parts, encoded), size)
+        posterior = _joined(self._posteriors(parts, encoded, decoder), size)
         targets = [part.flatten(1) for part in parts]
         together = torch.cat(targets)
         accumulator = ImportanceAccumulator()

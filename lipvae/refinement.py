@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,9 @@ LENGTHS = (1.0, 0.5, 0.25, 0.125)
 # Of the noise: that of the scores' samples is stream 0, and no sample serves twice.
 STREAM = 1
 
+# log p(x | z) [K, B] of samples [K, B, m] and targets [B, D].
+LogLikelihood = Callable[[Tensor, Tensor], Tensor]
+
 
 def antithetic_noise(seed: int, dim: int) -> Tensor:
     """Standard normal noise and its negative, float64 [16, 1, m]; the same for every input.
@@ -32,7 +37,12 @@ def antithetic_noise(seed: int, dim: int) -> Tensor:
 
 
 def refined(
-    model: VAE, posterior: NormalPosterior, target: Tensor, noise: Tensor, steps: int
+    model: VAE,
+    posterior: NormalPosterior,
+    target: Tensor,
+    noise: Tensor,
+    steps: int,
+    search: LogLikelihood | None = None,
 ) -> NormalPosterior:
     r"""Moves the means of q(z | x) up the ELBO, each input's by its own steps.
 
@@ -52,6 +62,8 @@ def refined(
         target: the inputs, [B, D].
         noise: of :func:`antithetic_noise`.
         steps: how many; 0 returns `posterior`.
+        search: log p(x | z) where only its value matters, which is for four lengths of five; it
+            need not have a gradient. None for the model's.
 
     Returns:
         The posterior with other means.
@@ -79,27 +91,39 @@ def refined(
         variance = log_variance.exp()
         offsets = (0.5 * log_variance).exp() * noise.to(loc)
         for _ in range(steps):
-            loc = _step(model, loc, variance, offsets, target)
+            loc = _step(model, loc, variance, offsets, target, search or _by_model(model))
     return NormalPosterior(loc, posterior.log_variance)
 
 
-def _objective(model: VAE, loc: Tensor, offsets: Tensor, target: Tensor) -> Tensor:
+def _by_model(model: VAE) -> LogLikelihood:
+    return lambda z, target: ops.importance(model.decode(z), target, model.likelihood.name)
+
+
+def _objective(
+    model: VAE, loc: Tensor, offsets: Tensor, target: Tensor, log_likelihood: LogLikelihood
+) -> Tensor:
     """The ELBO up to its entropy at means [L, B, m], by offsets [S, B, m]: [L, B]."""
     z = (loc + offsets.unsqueeze(1)).flatten(0, 1)  # [S * L, B, m]
-    log_likelihood = ops.importance(model.decode(z), target, model.likelihood.name)
-    objective = log_likelihood + model.log_prior(z)
+    objective = log_likelihood(z, target) + model.log_prior(z)
     return objective.unflatten(0, (len(offsets), len(loc))).mean(0)
 
 
-def _step(model: VAE, loc: Tensor, variance: Tensor, offsets: Tensor, target: Tensor) -> Tensor:
+def _step(
+    model: VAE,
+    loc: Tensor,
+    variance: Tensor,
+    offsets: Tensor,
+    target: Tensor,
+    search: LogLikelihood,
+) -> Tensor:
     with torch.enable_grad():
         start = loc.detach().requires_grad_()
-        here = _objective(model, start.unsqueeze(0), offsets, target)
+        here = _objective(model, start.unsqueeze(0), offsets, target, _by_model(model))
         (gradient,) = torch.autograd.grad(here.sum(), start)
     with torch.no_grad():
         lengths = loc.new_tensor(LENGTHS).view(-1, 1, 1)
         tried = loc + lengths * (variance * gradient)
-        found = _objective(model, tried, offsets, target)
+        found = _objective(model, tried, offsets, target, search)
         # A step into the void is not taken.
         best, index = found.nan_to_num(nan=-torch.inf).max(0)
         chosen = tried.gather(0, index.view(1, -1, 1).expand(1, *loc.shape)).squeeze(0)

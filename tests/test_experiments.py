@@ -50,6 +50,7 @@ TINY = replace(
     QUICK,
     grey_epochs=1,
     images=12,
+    toy_images=12,
     num_samples=4,
     num_draws=2,
     draw_samples=2,
@@ -97,6 +98,7 @@ def test_overrides() -> None:
     budget = FULL.override(7, 50, 9)
     assert (budget.epochs("mnist"), budget.epochs("cifar10")) == (7, 7)
     assert (budget.images, budget.regret_images, budget.num_samples) == (50, 50, 9)
+    assert (budget.toy_images, budget.toy_samples) == (50, 9)
     assert FULL.override(None, None, None) is FULL
 
 
@@ -314,10 +316,12 @@ def test_table_1_on_digits(tmp_path, monkeypatch) -> None:
     made = tuple(Row(spec, score) for spec in (small, plain) for score in ("elbo", "kl"))
     monkeypatch.setattr(table1, "ROWS", made)
     pairs = [Pair("digits-01", "digits-23456789"), Pair("digits-01", "photo-patches")]
-    run = Runner(tmp_path, replace(TINY, toy_epochs=1, toy_samples=3), Images(), report=str)
+    budget = replace(TINY, toy_epochs=1, toy_images=10, toy_samples=3)
+    run = Runner(tmp_path, budget, Images(), report=str)
     written = reproduce("table1", run, [0, 1, 2], pairs)
     result = json.loads(written.json.read_text())
-    assert (result["budget"]["num_samples"], result["confidence"]) == (3, 0.999)
+    taken = result["budget"]
+    assert (taken["images"], taken["num_samples"], result["confidence"]) == (10, 3, 0.999)
     held_out = result["pairs"][0]
     counts = [run.images.count(*of) for of in (("digits-01", "test"), ("digits-23456789", "train"))]
     assert held_out["ratios"]["train"] == pytest.approx(counts[1] / counts[0])
@@ -330,7 +334,7 @@ def test_table_1_on_digits(tmp_path, monkeypatch) -> None:
     toy = table1.toy(run)
     scorer = lipvae.Scorer(toy.model(small, "digits-01", 1), ["elbo"], 3, seed=1)
     scores = [
-        scorer(run.images.test(name, TINY.images, "digits"))["elbo"]
+        scorer(run.images.test(name, 10, "digits"))["elbo"]
         for name in ("digits-01", "digits-23456789")
     ]
     assert auroc["values"][1] == pytest.approx(100 * ood_metrics(*scores).auroc)

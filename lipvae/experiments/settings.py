@@ -150,6 +150,7 @@ class Budget:
         toy_epochs: passes over training images of a few classes.
         images: of each test set that are scored, a fixed random choice; None for all.
         num_samples: K of the scores of one model.
+        toy_images: as `images`, for Table 1, whose models are small.
         toy_samples: K on the sphere of Table 1, 10 in the paper.
         num_draws: S, models of the ensemble.
         draw_samples: K of each of them.
@@ -164,6 +165,7 @@ class Budget:
     toy_epochs: int
     images: int | None
     num_samples: int
+    toy_images: int | None
     toy_samples: int
     num_draws: int
     draw_samples: int
@@ -190,6 +192,7 @@ class Budget:
         if images is not None:
             changed |= {
                 "images": images,
+                "toy_images": images,
                 "regret_images": min(images, self.regret_images),
             }
         if num_samples is not None:
@@ -205,6 +208,7 @@ QUICK = Budget(
     toy_epochs=10,
     images=1000,
     num_samples=64,
+    toy_images=1000,
     toy_samples=10,
     num_draws=8,
     draw_samples=16,
@@ -215,14 +219,15 @@ QUICK = Budget(
 FULL = Budget(
     name="full",
     grey_epochs=10,
-    colour_epochs=20,
+    colour_epochs=5,
     toy_epochs=30,
-    images=5000,
+    images=1000,
     num_samples=128,
+    toy_images=5000,
     toy_samples=10,
     num_draws=10,
     draw_samples=32,
     calibration_images=1000,
-    regret_images=1000,
+    regret_images=256,
     regret=RegretSettings(steps=100, lr=0.05, samples=4),
 )

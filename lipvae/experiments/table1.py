@@ -41,8 +41,9 @@ ROWS = tuple(Row(spec, score) for spec in SPECS for score in GROUPS[GROUP])
 
 
 def toy(runner: Runner) -> Runner:
-    """The runner with the number of samples of the paper's toy."""
-    budget = replace(runner.budget, num_samples=runner.budget.toy_samples)
+    """The runner with the images and the number of samples of the paper's toy."""
+    budget = runner.budget
+    budget = replace(budget, images=budget.toy_images, num_samples=budget.toy_samples)
     changed = (runner.device, runner.report, runner.progress)
     return Runner(runner.out, budget, runner.images, *changed)
 
