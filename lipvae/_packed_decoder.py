@@ -14,7 +14,9 @@ from lipvae.models import VAE
 from lipvae.ops.conv_transpose import PackedConvTranspose2d, fits
 from lipvae.ops.importance_linear import PackedHead
 
-# Samples that go through the convolutions at once: their activations stay in the last-level cache.
+# Samples that go through the layers at once: their activations stay in the second-level cache, or,
+# those of convolutions, in the last-level one.
+DECODED = 256
 CONVOLVED = 128
 
 
@@ -43,6 +45,10 @@ class FullyConnectedDecoder:
         Returns:
             [K, B].
         """
+        parts = z.split(max(1, DECODED // z.shape[1]))
+        return torch.cat([self._of_part(part, target) for part in parts])
+
+    def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
         rows = self._hidden(z.flatten(0, 1))
         return self._head.log_likelihood(rows.unflatten(0, z.shape[:2]), target)
 

@@ -245,7 +245,8 @@ def test_blocks_of_an_accelerator(name: str) -> None:
         ours, expected = score.statistic(whole)[:5], score.statistic(alone)[:5]
         assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-4), score.name
     with torch.inference_mode():
-        assert torch.equal(whole.elbo[4:], whole.elbo[4:5].expand(4))  # the padding
+        # The padding repeats the last image; a BLAS may round its rows differently.
+        assert torch.allclose(whole.elbo[4:], whole.elbo[4:5].expand(4), rtol=1e-6)
         moved = samples._block(x.flip(0), 8, alone=False)
     assert torch.allclose(moved.elbo[:5].flip(0), whole.elbo[:5], rtol=1e-6)
 
