@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,30 @@ def _resident(field: str) -> int:
     return int(found.group(1)) * 1024
 
 
-def _trim() -> None:
-    """Hands freed memory back, so that reusing it counts as taking it."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
+# glibc's names for what mallopt() sets, and what its own adaptation comes to once a program has freed
+# a block of 32 MB: blocks below that stay with the process.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_ADAPTED = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
+_GIVING_BACK = {_MMAP_THRESHOLD: 64 << 10, _TRIM_THRESHOLD: 64 << 10, _TOP_PAD: 0}
+
+
+@contextmanager
+def _pages_given_back() -> Iterator[None]:
+    """Freed blocks go back to the system at once, so that holes between blocks do not count."""
+    libc = ctypes.CDLL(None)
+    mallopt, trim = getattr(libc, "mallopt", None), getattr(libc, "malloc_trim", None)
+    if mallopt is None or trim is None:
+        yield
+        return
+    try:
+        for name, value in _GIVING_BACK.items():
+            mallopt(name, value)
+        gc.collect()
         trim(0)
+        yield
+    finally:
+        for name, value in _ADAPTED.items():
+            mallopt(name, value)
 
 
 def peak_extra_bytes(run: Callable[[], Any], device: str = "cpu") -> int | None:
@@ -45,10 +64,10 @@ def peak_extra_bytes(run: Callable[[], Any], device: str = "cpu") -> int | None:
         return torch.cuda.max_memory_allocated() - before
     try:
         run()
-        _trim()
-        _CLEAR_REFS.write_text("5")
-        before = _resident("VmRSS")
-        run()
-        return max(0, _resident("VmHWM") - before)
+        with _pages_given_back():
+            _CLEAR_REFS.write_text("5")
+            before = _resident("VmRSS")
+            run()
+            return max(0, _resident("VmHWM") - before)
     except (OSError, RuntimeError):
         return None
