@@ -208,6 +208,8 @@ BARS = [
               keep=lambda row: row["variant"] == bench_scoring.WHOLE)),
     Bar("scoring", "Scorer / the decoder's GEMMs, convolutional", None, True,
         times("scoring", PUBLIC, bench_scoring.GEMM, keep=_variant(bench_scoring.CONVOLUTIONAL))),
+    Bar("scoring", "bfloat16 decoder / float32 decoder, time", None, True,
+        times("scoring", bench_scoring.LOW, PUBLIC)),
     Bar("scoring", "growth of extra memory with K", 1.25, True, memory_growth),
 ]  # fmt: skip
 

@@ -12,11 +12,13 @@ from bench.bench_training import HIDDEN, lipschitz_vae
 from bench.harness import Case, Provider
 from bench.peers import pipeline
 from bench.settings import PUBLIC, Settings, peer
+from lipvae._decoder_dtype import cpu_multiplies
 from lipvae.scoring import Scorer
 
 GEMM = "the decoder's GEMMs"
 EAGER = "eager [K, B, D]"
 WHOLE, CONVOLUTIONAL = "fc", "conv"
+LOW = "lipvae, bfloat16 decoder"
 
 # Images by (channels, side): D = 64, 784 and 3072.
 BASE = {"K": 128, "B": 32, "channels": 1, "side": 28, "m": 10}
@@ -88,6 +90,12 @@ def scoring_case(
         Provider(PUBLIC, "ours", lambda: scorer(x), memory=True),
     ]
     skipped: dict[str, str] = {}
+    if variant in (WHOLE, CONVOLUTIONAL):
+        if settings.cuda or cpu_multiplies(torch.bfloat16):
+            low = Scorer(model, num_samples=k, decoder_dtype=torch.bfloat16)
+            providers.append(Provider(LOW, "ours", lambda: low(x), memory=True))
+        else:
+            skipped[LOW] = "this CPU has no products of bfloat16"
     if k * b * d <= EAGER_NUMBERS:
         peer(
             providers, skipped, EAGER,

@@ -12,7 +12,7 @@ from lipvae.models import VAE
 DECODER_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _cpu_multiplies(dtype: torch.dtype) -> bool:
+def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether oneDNN has products of a 16-bit type on this CPU."""
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -34,7 +34,7 @@ def check_decoder_dtype(dtype: torch.dtype | None, members: Sequence[VAE]) -> to
             "break its constant"
         )
     on_cpu = next(members[0].parameters()).is_cpu
-    if on_cpu and not _cpu_multiplies(dtype):
+    if on_cpu and not cpu_multiplies(dtype):
         warnings.warn(
             f"this CPU has no instructions for {dtype}: decoder_dtype makes scores slower here",
             RuntimeWarning,

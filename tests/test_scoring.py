@@ -359,11 +359,11 @@ def test_a_calibration_belongs_to_its_decoder_dtype(tmp_path: Path) -> None:
 
 
 def test_a_decoder_of_16_bits_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipvae._decoder_dtype._cpu_multiplies", lambda dtype: False)
+    monkeypatch.setattr("lipvae._decoder_dtype.cpu_multiplies", lambda dtype: False)
     with pytest.warns(RuntimeWarning, match="no instructions for torch.bfloat16"):
         scorer = Scorer(make(), num_samples=8, decoder_dtype=torch.bfloat16)
     assert "decoder_dtype=torch.bfloat16" in repr(scorer)
-    monkeypatch.setattr("lipvae._decoder_dtype._cpu_multiplies", lambda dtype: True)
+    monkeypatch.setattr("lipvae._decoder_dtype.cpu_multiplies", lambda dtype: True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Scorer(make(), num_samples=8, decoder_dtype=torch.float16)
