@@ -14,18 +14,9 @@ import torch
 
 import lipvae
 from lipvae._backend import cpp_availability
+from lipvae._device_name import device_name
 
 PACKAGES = ("torch", "numpy", "scipy", "triton", "deel-torchlip", "pyod")
-
-
-def device_name(device: str) -> str:
-    """The GPU's name, or the CPU's model."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def cache_bytes() -> int:

@@ -23,8 +23,8 @@ def _resident(field: str) -> int:
     return int(found.group(1)) * 1024
 
 
-# What mallopt() of glibc sets, and what its own adaptation comes to once a program has freed a block
-# of 32 MB: smaller blocks stay with the process.
+# What glibc's mallopt() sets, and what its own adaptation comes to when a program frees 32 MB in
+# one block: smaller blocks stay with the process.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _ADAPTED = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
 _GIVING_BACK = {_MMAP_THRESHOLD: 64 << 10, _TRIM_THRESHOLD: 64 << 10, _TOP_PAD: 0}

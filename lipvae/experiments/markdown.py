@@ -74,7 +74,7 @@ def preamble(title: str, result: dict[str, Any]) -> str:
     images = budget["images"] or "all"
     return (
         f"# {title}\n\n"
-        f"`{result['command']}`, {machine['device']}, {machine['threads']} threads "
+        f"`{result['command']}`, {machine['device']}, {machine['threads']} thread(s) "
         f"({machine['machine']}), lipvae {machine['lipvae']}, torch {machine['torch']}.\n"
         f"Seeds {seeds}; {budget['grey_epochs']} epochs for grey images, "
         f"{budget['colour_epochs']} for colour; {images} test images of each set, "

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import lipvae
+from lipvae._device_name import device_name
 from lipvae.experiments import (
     compactness,
     dimensions,
@@ -134,13 +135,11 @@ def write(
 
 def environment(device: torch.device | str) -> dict[str, Any]:
     """What the results were computed with."""
-    device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {
         "lipvae": lipvae.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": name,
+        "device": device_name(device),
     }
