@@ -22,7 +22,7 @@ def reproduce(
         str, typer.Argument(help=f"One of {', '.join(EXPERIMENTS)}, or {ALL}.")
     ] = "table2",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Short training, fewer images: table2 in 40 minutes.")
+        bool, typer.Option("--quick", help="Short training, fewer samples: table2 in half an hour.")
     ] = False,
     seeds: Annotated[
         int | None,
