@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +15,15 @@ from lipvae.models import VAE
 from lipvae.ops.conv_transpose import PackedConvTranspose2d, fits
 from lipvae.ops.importance_linear import PackedHead
 
-# Samples that go through the layers at once: their activations stay in the second-level cache, or,
-# those of convolutions, in the last-level one.
-DECODED = 256
-CONVOLVED = 128
 
+class _InParts:
+    """A decoder that takes a few samples at a time, so that their activations stay in a cache.
 
-class FullyConnectedDecoder:
-    """A decoder of linear layers, ordinary or Lipschitz, as it is now.
-
-    Each row of samples gets the same bits whatever rows are decoded with it, so images may share a
-    product.
-
-    Args:
-        model: one for which :func:`pack` makes this. Later changes of its weights do not show.
+    Attributes:
+        SAMPLES: how many.
     """
 
-    def __init__(self, model: VAE) -> None:
-        *hidden, head = model.decoder
-        self._hidden = layers.PackedLayers(hidden)
-        self._head = PackedHead(*layers.weight_and_bias(head), model.likelihood.name).keep()
+    SAMPLES: ClassVar[int]
 
     def log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
         """log p(x | z_k).
@@ -45,16 +35,40 @@ class FullyConnectedDecoder:
         Returns:
             [K, B].
         """
-        parts = z.split(max(1, DECODED // z.shape[1]))
+        parts = z.split(max(1, self.SAMPLES // z.shape[1]))
         return torch.cat([self._of_part(part, target) for part in parts])
+
+    def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
+        """:meth:`log_likelihood` of so few samples."""
+        raise NotImplementedError
+
+
+class FullyConnectedDecoder(_InParts):
+    """A decoder of linear layers, ordinary or Lipschitz, as it is now.
+
+    Each row of samples gets the same bits whatever rows are decoded with it, so images may share a
+    product.
+
+    Args:
+        model: one for which :func:`pack` makes this. Later changes of its weights do not show.
+    """
+
+    SAMPLES = 256
+
+    def __init__(self, model: VAE) -> None:
+        *hidden, head = model.decoder
+        self._hidden = layers.PackedLayers(hidden)
+        self._head = PackedHead(*layers.weight_and_bias(head), model.likelihood.name).keep()
 
     def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
         rows = self._hidden(z.flatten(0, 1))
         return self._head.log_likelihood(rows.unflatten(0, z.shape[:2]), target)
 
 
-class ConvolutionalDecoder:
+class ConvolutionalDecoder(_InParts):
     """Linear layers and transposed convolutions after them; as :class:`FullyConnectedDecoder`."""
+
+    SAMPLES = 128
 
     def __init__(self, model: VAE) -> None:
         found = list(model.decoder)
@@ -69,11 +83,6 @@ class ConvolutionalDecoder:
             if isinstance(layer, nn.ConvTranspose2d)
         ]
         self._family = model.likelihood.name
-
-    def log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
-        """As of :class:`FullyConnectedDecoder`."""
-        parts = z.split(max(1, CONVOLVED // z.shape[1]))
-        return torch.cat([self._of_part(part, target) for part in parts])
 
     def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
         images = self._linear(z.flatten(0, 1)).unflatten(1, (*self._size, -1))

@@ -54,7 +54,7 @@ def refined(
 
     which is Newton's where q has the width of the true posterior. The expectation is that of 16
     fixed antithetic samples, and rho the best of 1, 1/2, 1/4, 1/8 and 0 for each input, so the
-    ELBO never falls. The variances stay as the encoder gave them.
+    ELBO never falls by more than rounding. The variances stay as the encoder gave them.
 
     Args:
         model: in evaluation mode.
@@ -62,8 +62,8 @@ def refined(
         target: the inputs, [B, D].
         noise: of :func:`antithetic_noise`.
         steps: how many; 0 returns `posterior`.
-        search: log p(x | z) where only its value matters, which is for four lengths of five; it
-            need not have a gradient. None for the model's.
+        search: log p(x | z) at the lengths that are tried, where no gradient is needed; equal to
+            the model's up to rounding. None for the model's.
 
     Returns:
         The posterior with other means.

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import lipvae
+from lipvae._packed_model import PackedModel
 from lipvae.models.posterior import NormalPosterior
 from lipvae.refinement import antithetic_noise, refined
 
@@ -145,3 +146,20 @@ def test_an_ensemble_is_refined_by_its_members() -> None:
     x = torch.rand(3, *SHAPE)
     plain, steps = (lipvae.Scorer(lipvae.Ensemble(members), refine=n)(x)["waic"] for n in (0, 1))
     assert not torch.equal(plain, steps)
+
+
+@pytest.mark.parametrize("architecture", ["fc", "conv"])
+def test_the_search_by_a_packed_decoder_finds_the_same_means(architecture: str) -> None:
+    torch.manual_seed(3)
+    hidden = {"fc": (24,), "conv": (4, 8, 16)}[architecture]
+    model = lipvae.VAE((1, 8, 8), latent_dim=3, architecture=architecture, hidden=hidden).eval()
+    x = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        posterior = model.encode(x)
+    packed = PackedModel(model).decoder()
+    assert packed is not None
+    arguments = model, posterior, x.flatten(1), antithetic_noise(0, 3), 2
+    expected = refined(*arguments)
+    found = refined(*arguments, packed.log_likelihood)
+    assert not torch.equal(expected.loc, posterior.loc)
+    torch.testing.assert_close(found.loc, expected.loc, rtol=1e-4, atol=1e-5)
