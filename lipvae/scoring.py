@@ -53,6 +53,8 @@ class Scorer:
     ``entropy``                 sum of v_s log v_s                   inliers; negated
     ``ensemble_stds_of_lls``    std over s of log p(x|theta_s)       outliers
     ``ensemble_log_likelihood`` log S - logsumexp log p(x|theta_s)   inliers; negated
+    ``mean_hole_indicator``     mean over s of the hole indicator    outliers
+    ``mean_stds_of_lls``        mean over s of stds of LLs over k    outliers
     =========================== ==================================== =============================
 
     By name, or with ``scores="all"``, there are also ``input_complexity``, ``likelihood_regret``,
@@ -202,12 +204,13 @@ class Scorer:
                 self.calibration,
                 statistics=lambda: self._pass(self._single()).run(x, self.batch_size),
                 posterior=lambda: self._pass(self._single()).encode(x, self.batch_size),
-                draws=lambda: self._draw_log_likelihoods(x),
+                draws=lambda: self._draw_statistics(x),
             )
             found = {}
             for score in self._scores:
                 if score.source == "draws":
-                    found[score.name] = by_columns(score.statistic, evidence.draws)
+                    table = torch.stack([getattr(draw, score.of) for draw in evidence.draws])
+                    found[score.name] = by_columns(score.statistic, table)
                     continue
                 part = evidence if score.source == "evidence" else getattr(evidence, score.source)
                 found[score.name] = score.statistic(part)
@@ -358,12 +361,12 @@ class Scorer:
             self._drawn = (weights, self.model.ensemble(self.num_draws, self.seed))
         return self._drawn[1]
 
-    def _draw_log_likelihoods(self, x: Tensor) -> Tensor:
-        rows = []
+    def _draw_statistics(self, x: Tensor) -> list[ImportanceStatistics]:
+        found = []
         for member in self._members().members:
             with self._evaluating(member):
-                rows.append(self._pass(member).run(x, self.batch_size).is_log_likelihood)
-        return torch.stack(rows)
+                found.append(self._pass(member).run(x, self.batch_size))
+        return found
 
     def stream(self, batches: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
         """Scores batches one after the other, for data larger than memory.

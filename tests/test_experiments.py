@@ -25,6 +25,7 @@ from lipvae.experiments import (
     Runner,
     compactness,
     dimensions,
+    ensembles,
     figure1,
     figure2,
     figure3,
@@ -249,7 +250,8 @@ def test_every_figure_of_the_paper_has_a_row() -> None:
 def test_scores_have_one_group_each() -> None:
     assert set(runner.GROUPS["statistics"]) < set(runner.GROUPS["single"])
     assert runner.GROUPS["refined"] == runner.GROUPS["statistics"]
-    again = ("statistics", "refined")
+    assert runner.GROUPS["ensemble"] == runner.GROUPS["ensemble-refined"] == runner.GROUPS["draws"]
+    again = ("statistics", "refined", "ensemble", "ensemble-refined")
     groups = {group: names for group, names in runner.GROUPS.items() if group not in again}
     listed = [name for names in groups.values() for name in names]
     assert sorted(listed) == sorted(lipvae.scores.SCORES)
@@ -305,6 +307,53 @@ def test_scores_are_those_of_the_scorer(tmp_path) -> None:
     scorer.calibrate(run.images.train("digits"), TINY.calibration_images)
     expected = scorer(x)
     assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_ensembles_on_digits(tmp_path, monkeypatch) -> None:
+    plain, bayesian = (
+        replace(spec, options={"architecture": "fc", "hidden": (16,)})
+        for spec in (settings.VANILLA, settings.BAYESIAN)
+    )
+    made = (
+        settings.EnsembleSpec(plain, "independent", 2),
+        settings.EnsembleSpec(bayesian, "bayes"),
+        settings.EnsembleSpec(plain, "swag"),
+        settings.EnsembleSpec(plain, "sghmc"),
+    )
+    monkeypatch.setattr(ensembles, "ENSEMBLES", made)
+    run = make(tmp_path)
+    written = reproduce("ensembles", run, [0, 1], [PAIR])
+    (pair,) = json.loads(written.json.read_text())["pairs"]
+    assert [e["title"] for e in pair["ensembles"]] == [
+        "VAE, 2 trainings",
+        "Bayesian VAE, draws",
+        "VAE, SWAG",
+        "VAE, SGHMC",
+    ]
+    assert [
+        len(e["plain"]["one"]["hole_indicator"]["auroc"]["values"]) for e in pair["ensembles"]
+    ] == [4, 2, 2, 2]
+    for entry in pair["ensembles"]:
+        assert len(entry["plain"]["together"]["waic"]["auroc"]["values"]) == 2
+        assert (entry["refined"] is not None) == ("trainings" in entry["title"])
+        assert math.isfinite(entry["test_log_likelihood"]["mean"])
+    # The second ensemble of two trainings has the seeds 2 and 3, and the public scorer's numbers.
+    members = [run.model(plain, "digits", seed) for seed in (2, 3)]
+    names = ["mean_stds_of_lls", "mean_hole_indicator"]
+    scorer = lipvae.Scorer(lipvae.Ensemble(members), names, TINY.num_samples, seed=1, refine=2)
+    sets = [scorer(run.images.test(n, 12, "digits")) for n in ("digits", "photo-patches")]
+    for name in names:
+        expected = 100 * ood_metrics(*(s[name] for s in sets)).auroc
+        found = pair["ensembles"][0]["refined"]["together"][name]["auroc"]["values"][1]
+        assert found == pytest.approx(expected)
+    # Draws around a model are not the model.
+    swag = run.ensemble(made[2], "digits", 0)
+    trained = run.model(plain, "digits", 0)
+    weights = [m.decoder[0].weight for m in (*swag.members, trained)]
+    assert len(swag) == TINY.num_draws
+    assert not any(torch.equal(weights[0], other) for other in weights[1:])
+    text = written.markdown.read_text()
+    assert text.count("| VAE, SGHMC |") == 3
 
 
 def test_table_1_on_digits(tmp_path, monkeypatch) -> None:
@@ -591,4 +640,5 @@ def test_command_line_refuses_and_stops(tmp_path, monkeypatch) -> None:
         "figure3",
         "ablation-compactness",
         "ablation-recipe",
+        "ensembles",
     }

@@ -40,6 +40,8 @@ def test_ensemble_scores_against_exact_arithmetic(offset: float) -> None:
     np.testing.assert_allclose(ensembles.waic(shifted), -waic, rtol=1e-9)
     std = np.asarray(ll).std(0, ddof=1)
     np.testing.assert_allclose(ensembles.ensemble_stds_of_lls(shifted), std, rtol=1e-9)
+    for mean in (ensembles.mean_hole_indicator, ensembles.mean_stds_of_lls):
+        np.testing.assert_allclose(mean(ll.abs()), np.abs(np.asarray(ll)).mean(0), rtol=1e-12)
 
 
 def test_a_single_model_that_explains_everything_is_the_lower_end() -> None:
@@ -293,10 +295,13 @@ def test_an_ensemble_is_scored_member_by_member() -> None:
     scorer = lipvae.Scorer(lipvae.Ensemble(members), num_samples=8, seed=2)
     assert scorer.names == tuple(score.name for score in ensembles.SCORES)
     found = scorer(x)
-    rows = [lipvae.Scorer(m, ["is_log_likelihood"], 8, 2)(x)["is_log_likelihood"] for m in members]
+    draws = [lipvae.Scorer(member, None, 8, 2).statistics(x) for member in members]
     for score in ensembles.SCORES:
-        truth = score.statistic(-torch.stack(rows))
+        truth = score.statistic(torch.stack([getattr(draw, score.of) for draw in draws]))
         torch.testing.assert_close(found[score.name], truth, rtol=2e-15, atol=1e-15)
+    for name in ("hole_indicator", "stds_of_lls"):
+        mean = sum(lipvae.Scorer(m, [name], 8, 2)(x)[name] for m in members) / 3
+        torch.testing.assert_close(found[f"mean_{name}"], mean, rtol=1e-14, atol=0)
     part = scorer(x[2:])
     assert all(torch.equal(part[name], found[name][2:]) for name in found)
     with pytest.raises(TypeError, match="needs a single model"):
@@ -340,6 +345,9 @@ def test_what_a_single_model_and_few_draws_lack() -> None:
     model = lipvae.BayesianVAE((1, 8, 8), 2, "fc", (16,))
     with pytest.raises(ValueError, match="'entropy' needs num_draws of at least 2, got 1"):
         lipvae.Scorer(model, ["entropy"], num_draws=1)
+    with pytest.raises(ValueError, match="'mean_hole_indicator' needs num_samples of at least 2"):
+        lipvae.Scorer(model, ["mean_hole_indicator"], num_samples=1)
+    assert "mean_hole_indicator" not in lipvae.Scorer(model, num_samples=1).names
     other = [score.name for score in select("all", 2, posterior="other")]
     assert "likelihood_regret" not in other
     assert "hole_indicator" in other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,6 @@ from lipvae.experiments.rows import Row, evaluate, summary
 from lipvae.experiments.runner import Runner
 from lipvae.experiments.settings import ModelSpec, Pair
 from lipvae.experiments.tasks import Task
-
-
-def fully_connected(spec: ModelSpec, **options: Any) -> ModelSpec:
-    """A model of dense layers, of which many can be trained, with other options."""
-    options = spec.options | {"architecture": "fc"} | options
-    return replace(spec, name=f"{spec.name}-fc", options=options)
 
 
 @dataclass

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lipvae.experiments.ablation import Ablation, fully_connected
-from lipvae.experiments.settings import GREY_PAIRS, LIPSCHITZ, VANILLA, Pair, lipschitz_spec
+from lipvae.experiments.ablation import Ablation
+from lipvae.experiments.settings import (
+    GREY_PAIRS,
+    LIPSCHITZ,
+    VANILLA,
+    Pair,
+    fully_connected,
+    lipschitz_spec,
+)
 
 NAME = "ablation-compactness"
 TITLE = "What compactness does"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lipvae.experiments.ablation import Ablation, fully_connected
+from lipvae.experiments.ablation import Ablation
 from lipvae.experiments.compactness import DEFAULT_PAIRS as COMPACTNESS_PAIRS
-from lipvae.experiments.settings import LIPSCHITZ, ModelSpec
+from lipvae.experiments.settings import LIPSCHITZ, ModelSpec, fully_connected
 
 NAME = "ablation-recipe"
 TITLE = "What the recipe does"

@@ -14,9 +14,10 @@ import lipvae
 from lipvae.calibration import Calibration
 from lipvae.experiments import store, subsets
 from lipvae.experiments.images import Images
-from lipvae.experiments.settings import COLOUR, Budget, ModelSpec
+from lipvae.experiments.settings import COLOUR, Budget, EnsembleSpec, ModelSpec
 from lipvae.experiments.tasks import Task, run_all
-from lipvae.models import MODELS, VAE, BayesianVAE
+from lipvae.models import MODELS, VAE, BayesianVAE, Ensemble
+from lipvae.posteriors import fit_sghmc, fit_swag
 from lipvae.scores import SCORES, confounds, ensembles
 from lipvae.scores.regret import regret
 from lipvae.scoring import Scorer
@@ -29,23 +30,32 @@ _CODE_LENGTHS = 0.003
 # Steps of the group "refined". More change little: docs/results.md.
 REFINE = 2
 
+# SWAG's snapshots in one more pass over the training images.
+_SNAPSHOTS = 20
+
 # Groups of scores, by what they cost: one pass; a pass of each draw; gradient steps; no model.
 # "statistics" is the part of "single" that needs no code lengths and no training images, and
-# "refined" the same of posteriors whose means went up the ELBO first.
+# "refined" the same of posteriors whose means went up the ELBO first. "ensemble" is "draws" with as
+# many samples of each model as one model alone takes.
 SINGLE = tuple(
     name
     for name, score in SCORES.items()
     if score.source in ("statistics", "evidence") and name != "likelihood_regret"
 )
 STATISTICS = tuple(name for name in SINGLE if SCORES[name].source == "statistics")
+DRAWS = tuple(score.name for score in ensembles.SCORES)
 GROUPS: dict[str, tuple[str, ...]] = {
     "single": SINGLE,
-    "draws": tuple(score.name for score in ensembles.SCORES),
+    "draws": DRAWS,
     "regret": ("likelihood_regret",),
     "confounds": tuple(score.name for score in confounds.SCORES),
     "statistics": STATISTICS,
     "refined": STATISTICS,
+    "ensemble": DRAWS,
+    "ensemble-refined": DRAWS,
 }
+
+Spec = ModelSpec | EnsembleSpec
 
 
 class Runner:
@@ -78,8 +88,14 @@ class Runner:
 
     # Models.
 
-    def model_key(self, spec: ModelSpec, inliers: str, seed: int) -> str:
+    def model_key(self, spec: Spec, inliers: str, seed: int) -> str:
         """The name of a model's file."""
+        if isinstance(spec, EnsembleSpec):
+            parts = [self.model_key(spec.base, inliers, s) for s in spec.seeds(seed)]
+            configuration: dict[str, Any] = {"way": spec.way, "of": parts}
+            if spec.way != "independent":
+                configuration["S"] = self.budget.num_draws
+            return store.key_of(f"{inliers}-{spec.name}-s{seed}", configuration)
         configuration = {
             "kind": spec.kind,
             "arguments": spec.arguments(self.images.shape(inliers)),
@@ -93,7 +109,7 @@ class Runner:
     def _epochs(self, spec: ModelSpec, inliers: str) -> int:
         return spec.times_epochs * self.budget.epochs(inliers)
 
-    def _model_path(self, spec: ModelSpec, inliers: str, seed: int) -> Path:
+    def _model_path(self, spec: Spec, inliers: str, seed: int) -> Path:
         return self.out / "models" / f"{self.model_key(spec, inliers, seed)}.safetensors"
 
     def train_task(self, spec: ModelSpec, inliers: str, seed: int) -> Task:
@@ -144,11 +160,47 @@ class Runner:
         store.write_json(path.with_suffix(".json"), record)
         checkpoint.unlink(missing_ok=True)
 
+    def ensemble_tasks(self, spec: EnsembleSpec, inliers: str, seed: int) -> list[Task]:
+        """Trains what an ensemble is made of, and draws its models."""
+        tasks = [self.train_task(spec.base, inliers, s) for s in spec.seeds(seed)]
+        if spec.way in ("swag", "sghmc"):
+            path = self._model_path(spec, inliers, seed)
+            steps = self.images.train_count(inliers) / 128
+            task = Task(
+                str(path),
+                f"draw {spec.title} on {inliers}, seed {seed}",
+                steps * _STEP[_kind(inliers)],
+                path.exists,
+                lambda: self._draw(path, spec, inliers, seed),
+            )
+            tasks.append(task)
+        return tasks
+
+    def _draw(self, path: Path, spec: EnsembleSpec, inliers: str, seed: int) -> None:
+        """One more pass over the training images, in which SWAG or SGHMC draws models."""
+        model, data = self.model(spec.base, inliers, seed), self.images.train(inliers)
+        draws = self.budget.num_draws
+        steps = max(len(data) // 128, _SNAPSHOTS, draws)
+        if spec.way == "swag":
+            swag = fit_swag(model, data, steps=steps, interval=steps // _SNAPSHOTS, seed=seed)
+            drawn = swag.ensemble(draws, seed)
+        else:
+            drawn = fit_sghmc(model, data, num_draws=draws, interval=steps // draws, seed=seed)
+        lipvae.save(drawn, path)
+
     def model(self, spec: ModelSpec, inliers: str, seed: int) -> VAE:
         """A model that has been trained."""
         model = lipvae.load(self._model_path(spec, inliers, seed), self.device)
         assert isinstance(model, VAE)
         return model
+
+    def ensemble(self, spec: EnsembleSpec, inliers: str, seed: int) -> VAE | Ensemble:
+        """An ensemble whose parts are there; a Bayesian model draws its own."""
+        if spec.way == "independent":
+            return Ensemble([self.model(spec.base, inliers, s) for s in spec.seeds(seed)])
+        if spec.way == "bayes":
+            return self.model(spec.base, inliers, seed)
+        return lipvae.load(self._model_path(spec, inliers, seed), self.device)
 
     def record(self, spec: ModelSpec, inliers: str, seed: int) -> dict[str, Any] | None:
         """What is known of a model's training; None before it."""
@@ -158,7 +210,7 @@ class Runner:
     # Scores.
 
     def _scores_path(
-        self, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+        self, group: str, spec: Spec | None, inliers: str, seed: int, images: str
     ) -> Path:
         budget = self.budget
         configuration: dict[str, Any] = {"scores": GROUPS[group], "images": images}
@@ -168,9 +220,11 @@ class Runner:
         elif group == "statistics":
             configuration["K"] = budget.num_samples
         elif group == "refined":
-            configuration |= {"K": budget.num_samples, "refine": REFINE}
+            configuration |= {"K": budget.num_samples, "refine": _steps(group)}
         elif group == "draws":
             configuration |= {"K": budget.draw_samples, "S": budget.num_draws}
+        elif group.startswith("ensemble"):
+            configuration |= {"K": budget.num_samples, "refine": _steps(group)}
         elif group == "regret":
             configuration |= {"count": budget.regret_images, **vars(budget.regret)}
         if spec is None:
@@ -181,13 +235,16 @@ class Runner:
         return self.out / "scores" / folder / f"{name}.safetensors"
 
     def score_task(
-        self, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+        self, group: str, spec: Spec | None, inliers: str, seed: int, images: str
     ) -> Task:
         """Scores a test set by a group of scores."""
         path = self._scores_path(group, spec, inliers, seed, images)
         budget = self.budget
         count = budget.images or 10000
         decode = _DECODE[_kind(inliers)]
+        models = budget.num_draws
+        if isinstance(spec, EnsembleSpec) and spec.way == "independent":
+            models = spec.members
         cost = {
             "single": count * (budget.num_samples / 128 * decode + _CODE_LENGTHS),
             "draws": count * budget.num_draws * budget.draw_samples / 128 * decode,
@@ -200,6 +257,8 @@ class Runner:
             "confounds": 0.1,
             "statistics": count * budget.num_samples / 128 * decode,
             "refined": count * (budget.num_samples / 128 + REFINE) * decode,
+            "ensemble": models * count * budget.num_samples / 128 * decode,
+            "ensemble-refined": models * count * (budget.num_samples / 128 + REFINE) * decode,
         }[group]
         by = "no model" if spec is None else f"{spec.title} of {inliers}, seed {seed}"
         return Task(
@@ -211,7 +270,7 @@ class Runner:
         )
 
     def _score(
-        self, path: Path, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+        self, path: Path, group: str, spec: Spec | None, inliers: str, seed: int, images: str
     ) -> None:
         budget = self.budget
         count = budget.regret_images if group == "regret" else budget.images
@@ -220,26 +279,35 @@ class Runner:
         if spec is None:
             found = {score.name: score.statistic(x) for score in confounds.SCORES}
         else:
-            model = self.model(spec, inliers, seed)
             if group == "regret":
+                assert isinstance(spec, ModelSpec)
+                model = self.model(spec, inliers, seed)
                 x = x.to(self.device)
                 found = {"likelihood_regret": regret(model, x, seed, budget.regret)}
             else:
-                scorer = self._scorer(group, model, spec, inliers, seed)
+                scorer = self._scorer(group, spec, inliers, seed)
                 parts = list(scorer.stream(x.split(512)))
                 found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         content = {"group": group, "seconds": time.perf_counter() - start, "images": len(x)}
         store.write_tensors(path, {name: value.cpu() for name, value in found.items()}, content)
 
-    def _scorer(self, group: str, model: VAE, spec: ModelSpec, inliers: str, seed: int) -> Scorer:
+    def _scorer(self, group: str, spec: Spec, inliers: str, seed: int) -> Scorer:
         budget = self.budget
+        names, refine = GROUPS[group], _steps(group)
+        if isinstance(spec, EnsembleSpec):
+            return Scorer(
+                self.ensemble(spec, inliers, seed),
+                names,
+                budget.num_samples,
+                seed,
+                num_draws=spec.members if spec.way == "independent" else budget.num_draws,
+                refine=refine,
+            )
+        model = self.model(spec, inliers, seed)
         if group == "draws":
             assert isinstance(model, BayesianVAE)
-            return Scorer(
-                model, GROUPS[group], budget.draw_samples, seed, num_draws=budget.num_draws
-            )
-        refine = REFINE if group == "refined" else 0
-        scorer = Scorer(model, GROUPS[group], budget.num_samples, seed, refine=refine)
+            return Scorer(model, names, budget.draw_samples, seed, num_draws=budget.num_draws)
+        scorer = Scorer(model, names, budget.num_samples, seed, refine=refine)
         if group in ("statistics", "refined"):
             return scorer
         name = f"K{budget.num_samples}-n{budget.calibration_images}.safetensors"
@@ -254,14 +322,14 @@ class Runner:
         return scorer
 
     def scores(
-        self, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+        self, group: str, spec: Spec | None, inliers: str, seed: int, images: str
     ) -> dict[str, Tensor] | None:
         """The scores of a test set, float64 [N] by name; None before they are computed."""
         path = self._scores_path(group, spec, inliers, seed, images)
         return store.read_tensors(path) if path.exists() else None
 
     def score_record(
-        self, group: str, spec: ModelSpec | None, inliers: str, seed: int, images: str
+        self, group: str, spec: Spec | None, inliers: str, seed: int, images: str
     ) -> dict[str, Any] | None:
         """Seconds and number of images of a scoring; None before it."""
         path = self._scores_path(group, spec, inliers, seed, images)
@@ -271,6 +339,11 @@ class Runner:
 def group_of(score: str) -> str:
     """The group that a score of Table 2 is computed with."""
     return next(group for group, names in GROUPS.items() if score in names)
+
+
+def _steps(group: str) -> int:
+    """Of refinement."""
+    return REFINE if group.endswith("refined") else 0
 
 
 def _kind(inliers: str) -> str:

@@ -16,6 +16,7 @@ from lipvae._device_name import device_name
 from lipvae.experiments import (
     compactness,
     dimensions,
+    ensembles,
     figure1,
     figure2,
     figure3,
@@ -31,7 +32,17 @@ from lipvae.experiments.tasks import Task
 
 EXPERIMENTS: dict[str, ModuleType] = {
     module.NAME: module
-    for module in (table1, figure1, dimensions, table2, figure2, figure3, compactness, recipe)
+    for module in (
+        table1,
+        figure1,
+        dimensions,
+        table2,
+        figure2,
+        figure3,
+        compactness,
+        recipe,
+        ensembles,
+    )
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from lipvae.data import NAMES
 from lipvae.data.registry import REGISTRY
@@ -126,6 +126,49 @@ SPHERE = ModelSpec(
     {"latent_dim": 3, "architecture": "fc"},
 )
 BAYESIAN = ModelSpec("bayesian", "Bayesian VAE", "BayesianVAE", training={"warmup": 1})
+
+
+def fully_connected(spec: ModelSpec, **options: Any) -> ModelSpec:
+    """A model of dense layers, of which many can be trained, with other options."""
+    options = spec.options | {"architecture": "fc"} | options
+    return replace(spec, name=f"{spec.name}-fc", options=options)
+
+
+@dataclass(frozen=True)
+class EnsembleSpec:
+    """Several models of one kind.
+
+    Attributes:
+        base: what is trained.
+        way: where the models come from: "independent" trainings; draws of the base's own weights,
+            "bayes"; or draws around one trained base, "swag" and "sghmc".
+        members: number of independent trainings; of the rest the budget says.
+    """
+
+    base: ModelSpec
+    way: Literal["independent", "bayes", "swag", "sghmc"]
+    members: int = 1
+
+    @property
+    def name(self) -> str:
+        """Short, for files and tables."""
+        count = f"-{self.members}" if self.way == "independent" else ""
+        return f"{self.base.name}-{self.way}{count}"
+
+    @property
+    def title(self) -> str:
+        """For tables."""
+        ways = {
+            "independent": f"{self.members} trainings",
+            "bayes": "draws",
+            "swag": "SWAG",
+            "sghmc": "SGHMC",
+        }
+        return f"{self.base.title}, {ways[self.way]}"
+
+    def seeds(self, seed: int) -> range:
+        """Of the trainings; ensembles of different seeds share none."""
+        return range(self.members * seed, self.members * (seed + 1))
 
 
 def lipschitz_spec(lipschitz: float, decoder: float | None = None) -> ModelSpec:

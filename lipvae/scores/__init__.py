@@ -98,10 +98,11 @@ def _obstacle(score: Score, num_samples: int, posterior: str | None, draws: int)
     if score.source == "draws":
         if not draws:
             return "an ensemble or a Bayesian model, got a single model"
-        return None if draws >= 2 else f"num_draws of at least 2, got {draws}"
-    if posterior is None:
+        if draws < 2:
+            return f"num_draws of at least 2, got {draws}"
+    elif posterior is None:
         return "a single model, got an ensemble"
-    if score.posterior not in (None, posterior):
+    elif score.posterior not in (None, posterior):
         return f"a {score.posterior} posterior, got {posterior}"
     if num_samples < score.min_samples:
         return f"num_samples of at least {score.min_samples}, got {num_samples}"

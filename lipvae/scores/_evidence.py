@@ -36,7 +36,7 @@ class Evidence:
         calibration: Calibration | None,
         statistics: Callable[[], ImportanceStatistics],
         posterior: Callable[[], Any],
-        draws: Callable[[], Tensor],
+        draws: Callable[[], list[ImportanceStatistics]],
     ) -> None:
         self._model, self.images, self.seed = model, images, seed
         self._calibration = calibration
@@ -70,6 +70,6 @@ class Evidence:
         return self._posterior()
 
     @cached_property
-    def draws(self) -> Tensor:
-        """log p(x | theta_s), importance-sampled: float64 [S, B], in nats."""
+    def draws(self) -> list[ImportanceStatistics]:
+        """Over the samples k of each image, by each model theta_s."""
         return self._draws()

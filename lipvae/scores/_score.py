@@ -23,8 +23,10 @@ class Score:
         raw_orientation: what a high value of the statistic itself means, before `statistic`
             turned its sign: "outlier" (the sign is kept) or "inlier" (it is negated).
         min_samples: the smallest K for which the score is defined.
-        source: "statistics", those over k of one model; "draws", log p(x | theta_s) of an
-            ensemble, float64 [S, B]; "images", the input alone; "evidence", several of these.
+        source: "statistics", those over k of one model; "draws", one of them over k for each
+            model theta_s of an ensemble, float64 [S, B]; "images", the input alone; "evidence",
+            several of these.
+        of: for "draws": which one, an attribute of `lipvae.ImportanceStatistics`.
         calibrated: whether it needs :meth:`lipvae.Scorer.calibrate`.
         posterior: the family of q(z | x) that it is defined for; None for any.
     """
@@ -35,5 +37,6 @@ class Score:
     raw_orientation: Literal["outlier", "inlier"]
     min_samples: int = 1
     source: Source = "statistics"
+    of: str = "is_log_likelihood"
     calibrated: bool = False
     posterior: str | None = None

@@ -1,7 +1,7 @@
 """Scores of an ensemble: how much models theta_s disagree on an input, equation (7).
 
-All take log p(x | theta_s), float64 [S, B], importance-sampled by equation (6). The weights are
-v_s = p(x | theta_s) / sum_r p(x | theta_r), as under a flat prior over the draws.
+All but the means take log p(x | theta_s), float64 [S, B], importance-sampled by equation (6). The
+weights are v_s = p(x | theta_s) / sum_r p(x | theta_r), as under a flat prior over the draws.
 """
 
 from __future__ import annotations
@@ -88,6 +88,43 @@ def ensemble_log_likelihood(log_likelihood: Tensor) -> Tensor:
     return math.log(len(log_likelihood)) - torch.logsumexp(log_likelihood, 0)
 
 
+def mean_hole_indicator(hole_indicator: Tensor) -> Tensor:
+    r"""The models' mean hole indicator, :math:`\mathrm{mean}_s\,\mathrm{std}_k \log p(x|z_k)`.
+
+    An encoder's mistakes are its own: inliers that one model takes for outliers others do not.
+    docs/results.md has what that gains. Higher for outliers; kept.
+
+    Args:
+        hole_indicator: of each model, float64 [S, B].
+
+    Source: the hole indicator of Glazunov & Zarras 2023, section 4.1, averaged as a deep ensemble
+    averages predictions (Lakshminarayanan, Pritzel & Blundell 2017). Not in the paper.
+
+    Example:
+        >>> mean_hole_indicator(torch.tensor([[1.0], [3.0]], dtype=torch.float64))
+        tensor([2.], dtype=torch.float64)
+    """
+    return hole_indicator.mean(0)
+
+
+def mean_stds_of_lls(stds_of_lls: Tensor) -> Tensor:
+    r"""The models' mean stds of LLs, :math:`\mathrm{mean}_s\,\mathrm{std}_k \log w_k`.
+
+    Over the samples of each model, unlike :func:`ensemble_stds_of_lls`, which is over the models.
+    Higher for outliers; kept.
+
+    Args:
+        stds_of_lls: of each model, float64 [S, B].
+
+    Source: as of :func:`mean_hole_indicator`.
+
+    Example:
+        >>> mean_stds_of_lls(torch.tensor([[1.0], [3.0]], dtype=torch.float64))
+        tensor([2.], dtype=torch.float64)
+    """
+    return stds_of_lls.mean(0)
+
+
 def _log_weights(log_likelihood: Tensor) -> Tensor:
     return torch.log_softmax(log_likelihood, 0)
 
@@ -109,5 +146,23 @@ SCORES = (
         ensemble_log_likelihood,
         "inlier",
         source="draws",
+    ),
+    Score(
+        "mean_hole_indicator",
+        "Mean hole indicator",
+        mean_hole_indicator,
+        "outlier",
+        min_samples=2,
+        source="draws",
+        of="hole_indicator",
+    ),
+    Score(
+        "mean_stds_of_lls",
+        "Mean stds of LLs",
+        mean_stds_of_lls,
+        "outlier",
+        min_samples=2,
+        source="draws",
+        of="stds_of_lls",
     ),
 )
