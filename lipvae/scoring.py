@@ -204,7 +204,7 @@ class Scorer:
                 self.calibration,
                 statistics=lambda: self._pass(self._single()).run(x, self.batch_size),
                 posterior=lambda: self._pass(self._single()).encode(x, self.batch_size),
-                draws=lambda: self._draw_statistics(x),
+                draws=lambda: self._statistics_of_draws(x),
             )
             found = {}
             for score in self._scores:
@@ -227,11 +227,40 @@ class Scorer:
 
         Raises:
             TypeError, ValueError: as for a call.
-            TypeError: for an ensemble, which has statistics of each member only.
+            TypeError: for an ensemble, see :meth:`statistics_of_draws`.
         """
         x = self._check(x)
         with self._evaluating(self.model):
             return self._pass(self._single()).run(x, self.batch_size)
+
+    def statistics_of_draws(self, x: Tensor) -> list[ImportanceStatistics]:
+        """The statistics of each model of an ensemble, or of each draw of a Bayesian model.
+
+        Args:
+            x: as for a call.
+
+        Returns:
+            As :meth:`statistics`, for s = 0, ..., S - 1.
+
+        Raises:
+            TypeError, ValueError: as for a call.
+            TypeError: for a model whose weights are not drawn.
+
+        Example:
+            >>> import lipvae, torch
+            >>> models = [lipvae.VAE((1, 8, 8), 2, architecture="fc", hidden=(32,)) for _ in "abc"]
+            >>> scorer = Scorer(lipvae.Ensemble(models), num_samples=16)
+            >>> len(scorer.statistics_of_draws(torch.rand(5, 1, 8, 8)))
+            3
+        """
+        if not isinstance(self.model, Ensemble | BayesianVAE):
+            raise TypeError(
+                "this needs an ensemble or a lipvae.BayesianVAE, got a "
+                f"{type(self.model).__name__}: call statistics()"
+            )
+        x = self._check(x)
+        with self._evaluating(self.model):
+            return self._statistics_of_draws(x)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -361,7 +390,7 @@ class Scorer:
             self._drawn = (weights, self.model.ensemble(self.num_draws, self.seed))
         return self._drawn[1]
 
-    def _draw_statistics(self, x: Tensor) -> list[ImportanceStatistics]:
+    def _statistics_of_draws(self, x: Tensor) -> list[ImportanceStatistics]:
         found = []
         for member in self._members().members:
             with self._evaluating(member):

@@ -330,12 +330,11 @@ def test_ensembles_on_digits(tmp_path, monkeypatch) -> None:
         "VAE, SWAG",
         "VAE, SGHMC",
     ]
-    assert [
-        len(e["plain"]["one"]["hole_indicator"]["auroc"]["values"]) for e in pair["ensembles"]
-    ] == [4, 2, 2, 2]
     for entry in pair["ensembles"]:
-        assert len(entry["plain"]["together"]["waic"]["auroc"]["values"]) == 2
-        assert (entry["refined"] is not None) == ("trainings" in entry["title"])
+        scores = entry["scores"]["ensemble"]
+        assert len(scores["together"]["waic"]["auroc"]["values"]) == 2
+        assert len(scores["alone"]["hole_indicator"]["auroc"]["values"]) == 4
+        assert ("ensemble-refined" in entry["scores"]) == ("trainings" in entry["title"])
         assert math.isfinite(entry["test_log_likelihood"]["mean"])
     # The second ensemble of two trainings has the seeds 2 and 3, and the public scorer's numbers.
     members = [run.model(plain, "digits", seed) for seed in (2, 3)]
@@ -344,8 +343,12 @@ def test_ensembles_on_digits(tmp_path, monkeypatch) -> None:
     sets = [scorer(run.images.test(n, 12, "digits")) for n in ("digits", "photo-patches")]
     for name in names:
         expected = 100 * ood_metrics(*(s[name] for s in sets)).auroc
-        found = pair["ensembles"][0]["refined"]["together"][name]["auroc"]["values"][1]
-        assert found == pytest.approx(expected)
+        scores = pair["ensembles"][0]["scores"]["ensemble-refined"]
+        assert scores["together"][name]["auroc"]["values"][1] == pytest.approx(expected)
+    one = lipvae.Scorer(members[1], ["hole_indicator"], TINY.num_samples, seed=1, refine=2)
+    sets = [one(run.images.test(n, 12, "digits")) for n in ("digits", "photo-patches")]
+    expected = 100 * ood_metrics(*(s["hole_indicator"] for s in sets)).auroc
+    assert scores["alone"]["hole_indicator"]["auroc"]["values"][3] == pytest.approx(expected)
     # Draws around a model are not the model.
     swag = run.ensemble(made[2], "digits", 0)
     trained = run.model(plain, "digits", 0)

@@ -304,8 +304,12 @@ def test_an_ensemble_is_scored_member_by_member() -> None:
         torch.testing.assert_close(found[f"mean_{name}"], mean, rtol=1e-14, atol=0)
     part = scorer(x[2:])
     assert all(torch.equal(part[name], found[name][2:]) for name in found)
+    for draw, of in zip(scorer.statistics_of_draws(x), draws, strict=True):
+        assert torch.equal(draw.elbo, of.elbo)
     with pytest.raises(TypeError, match="needs a single model"):
         scorer.statistics(x)
+    with pytest.raises(TypeError, match=r"an ensemble or a lipvae\.BayesianVAE, got a VAE"):
+        lipvae.Scorer(members[0]).statistics_of_draws(x)
     with pytest.raises(ValueError, match="'hole_indicator' needs a single model, got an ensemble"):
         lipvae.Scorer(lipvae.Ensemble(members), ["hole_indicator"])
 

@@ -8,7 +8,7 @@ from typing import Any
 from lipvae.experiments import markdown, table2
 from lipvae.experiments.compactness import DEFAULT_PAIRS as COMPACTNESS_PAIRS
 from lipvae.experiments.rows import judge, summary
-from lipvae.experiments.runner import DRAWS, Runner, Spec
+from lipvae.experiments.runner import DRAWS, Runner
 from lipvae.experiments.settings import (
     BAYESIAN,
     LIPSCHITZ,
@@ -35,7 +35,6 @@ ENSEMBLES = (
         for spec in (
             LIPSCHITZ,
             VANILLA,
-            fully_connected(lipschitz_spec(5)),
             fully_connected(lipschitz_spec(20)),
             fully_connected(VANILLA),
         )
@@ -48,62 +47,59 @@ ENSEMBLES = (
 MEANS = {"hole_indicator": "mean_hole_indicator", "stds_of_lls": "mean_stds_of_lls"}
 
 
-def _refined(spec: EnsembleSpec) -> bool:
-    """Whether refined means are scored too; of many draws that takes long."""
-    return spec.way == "independent"
+def _groups(spec: EnsembleSpec) -> tuple[str, ...]:
+    """Scores of the encoder's means, and of refined ones; of many draws those take too long."""
+    return ("ensemble", "ensemble-refined") if spec.way == "independent" else ("ensemble",)
 
 
 def tasks(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> list[Task]:
-    """The models, the ensembles, and the scores of both."""
+    """The models, the ensembles and their scores."""
     found: list[Task] = []
     for seed in seeds:
         for inliers, outliers in table2.available(runner, pairs).items():
             for spec in ENSEMBLES:
                 found += runner.ensemble_tasks(spec, inliers, seed)
-                for refined in (False, True) if _refined(spec) else (False,):
+                for group in _groups(spec):
                     for name in (inliers, *outliers):
-                        one, together = _groups(refined)
-                        for s in spec.seeds(seed):
-                            found.append(runner.score_task(one, spec.base, inliers, s, name))
-                        found.append(runner.score_task(together, spec, inliers, seed, name))
+                        found.append(runner.score_task(group, spec, inliers, seed, name))
     return found
 
 
-def _groups(refined: bool) -> tuple[str, str]:
-    """What one model, and what the ensemble, is scored with."""
-    return ("refined", "ensemble-refined") if refined else ("statistics", "ensemble")
-
-
 def _judged(
-    runner: Runner, group: str, spec: Spec, score: str, pair: Pair, seeds: Sequence[int]
+    runner: Runner, group: str, spec: EnsembleSpec, pair: Pair, seeds: Sequence[int]
 ) -> dict[str, Any] | None:
-    """Metrics of a score over the seeds that are there; None without any."""
-    found = []
+    """Metrics of each score over the seeds that are there, and of each model alone."""
+    together: dict[str, list[dict[str, float]]] = {name: [] for name in DRAWS}
+    alone: dict[str, list[dict[str, float]]] = {name: [] for name in MEANS}
     for seed in seeds:
         inliers, outliers = (
             runner.scores(group, spec, pair.inliers, seed, name)
             for name in (pair.inliers, pair.outliers)
         )
-        if inliers is not None and outliers is not None:
-            found.append(judge(inliers[score], outliers[score], "outliers"))
-    return {name: summary([f[name] for f in found]) for name in found[0]} if found else None
+        if inliers is None or outliers is None:
+            continue
+        for name, values in together.items():
+            values.append(judge(inliers[name], outliers[name], "outliers"))
+        for name, values in alone.items():
+            for of_inliers, of_outliers in zip(inliers[name], outliers[name], strict=True):
+                values.append(judge(of_inliers, of_outliers, "outliers"))
+    if not together[DRAWS[0]]:
+        return None
+    return {"together": _over(together), "alone": _over(alone)}
+
+
+def _over(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    return {
+        score: {name: summary([value[name] for value in values]) for name in values[0]}
+        for score, values in found.items()
+    }
 
 
 def _entry(runner: Runner, spec: EnsembleSpec, pair: Pair, seeds: Sequence[int]) -> dict[str, Any]:
     """One ensemble: each of its models alone, all together, and what they make of the inliers."""
-    trained = [s for seed in seeds for s in spec.seeds(seed)]
-    entry: dict[str, Any] = {"ensemble": spec.name, "title": spec.title}
-    for key, refined in {"plain": False, "refined": True}.items():
-        one, together = _groups(refined)
-        wanted = _refined(spec) or not refined
-        entry[key] = (
-            {
-                "one": {n: _judged(runner, one, spec.base, n, pair, trained) for n in MEANS},
-                "together": {n: _judged(runner, together, spec, n, pair, seeds) for n in DRAWS},
-            }
-            if wanted
-            else None
-        )
+    entry: dict[str, Any] = {"ensemble": spec.name, "title": spec.title, "scores": {}}
+    for group in _groups(spec):
+        entry["scores"][group] = _judged(runner, group, spec, pair, seeds)
     sets = [runner.scores("ensemble", spec, pair.inliers, seed, pair.inliers) for seed in seeds]
     means = [-float(s["ensemble_log_likelihood"].mean()) for s in sets if s is not None]
     entry["test_log_likelihood"] = summary(means) if means else None
@@ -123,8 +119,9 @@ def assemble(runner: Runner, pairs: Sequence[Pair], seeds: Sequence[int]) -> dic
     return {"pairs": listed}
 
 
-def _auroc(metrics: dict[str, Any] | None) -> str:
-    return markdown.spread(None if metrics is None else metrics["auroc"])
+def _auroc(entry: dict[str, Any], group: str, part: str, score: str) -> str:
+    found = entry["scores"].get(group)
+    return markdown.spread(None if found is None else found[part][score]["auroc"])
 
 
 def render(result: dict[str, Any]) -> str:
@@ -135,7 +132,7 @@ def render(result: dict[str, Any]) -> str:
         f"AUROC. Ensembles of {MEMBERS} trainings that share no seed, or of {budget['num_draws']} "
         f"draws; each model takes K = {budget['num_samples']} samples. SWAG and SGHMC draw in one "
         "more pass over the training images, from the VAE of the same seed. Alone: each of the "
-        "trained models. Together: the mean of the models' scores.\n"
+        "models. Together: the mean of their scores.\n"
     )
     for pair in result["pairs"]:
         parts.append(f"## {pair['title']}\n")
@@ -148,9 +145,9 @@ def render(result: dict[str, Any]) -> str:
                 [
                     e["title"],
                     *(
-                        _auroc(e[key] and e[key][part][name])
-                        for key in ("plain", "refined")
-                        for part, name in (("one", score), ("together", mean))
+                        _auroc(e, group, part, name)
+                        for group in ("ensemble", "ensemble-refined")
+                        for part, name in (("alone", score), ("together", mean))
                     ),
                 ]
                 for e in pair["ensembles"]
@@ -160,7 +157,7 @@ def render(result: dict[str, Any]) -> str:
         lines = [
             [
                 e["title"],
-                *(_auroc(e["plain"]["together"][name]) for name in others),
+                *(_auroc(e, "ensemble", "together", name) for name in others),
                 markdown.spread(e["test_log_likelihood"]),
             ]
             for e in pair["ensembles"]

@@ -286,8 +286,9 @@ class Runner:
                 found = {"likelihood_regret": regret(model, x, seed, budget.regret)}
             else:
                 scorer = self._scorer(group, spec, inliers, seed)
-                parts = list(scorer.stream(x.split(512)))
-                found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                score = _of_draws if isinstance(spec, EnsembleSpec) else Scorer.__call__
+                parts = [score(scorer, part.to(self.device)) for part in x.split(512)]
+                found = {name: torch.cat([p[name] for p in parts], -1) for name in parts[0]}
         content = {"group": group, "seconds": time.perf_counter() - start, "images": len(x)}
         store.write_tensors(path, {name: value.cpu() for name, value in found.items()}, content)
 
@@ -339,6 +340,14 @@ class Runner:
 def group_of(score: str) -> str:
     """The group that a score of Table 2 is computed with."""
     return next(group for group, names in GROUPS.items() if score in names)
+
+
+def _of_draws(scorer: Scorer, x: Tensor) -> dict[str, Tensor]:
+    """What several models say, [N], and what each of them says, [S, N], from one pass of each."""
+    draws = scorer.statistics_of_draws(x)
+    of = {SCORES[name].of for name in DRAWS}
+    tables = {name: torch.stack([getattr(draw, name) for draw in draws]) for name in of}
+    return tables | {name: SCORES[name].statistic(tables[SCORES[name].of]) for name in DRAWS}
 
 
 def _steps(group: str) -> int:
