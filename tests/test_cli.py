@@ -161,9 +161,36 @@ def test_fit_and_score_on_a_sphere(tmp_path: Path, images: np.ndarray) -> None:
         assert [float(row[name]) for row in found] == pytest.approx(score.tolist(), rel=1e-6)
 
 
+def test_fit_trains_and_resumes_an_ensemble(tmp_path: Path) -> None:
+    common = ["digits:test", "--epochs", 1, *FC, "-q"]
+    run("fit", *common, "-o", tmp_path / "e", "--seed", 3, "--members", 2)
+    loaded = lipvae.load(tmp_path / "e" / "model.safetensors")
+    assert isinstance(loaded, lipvae.Ensemble)
+    run("fit", *common, "-o", tmp_path / "one", "--seed", 4)
+    one = lipvae.load(tmp_path / "one" / "model.safetensors").state_dict()
+    second = loaded.members[1].state_dict()
+    assert all(torch.equal(one[name], second[name]) for name in one)
+    content = json.loads((tmp_path / "e" / "history.json").read_text())
+    assert len(content["members"]) == 2
+    run("fit", *common, "-o", tmp_path / "e", "--seed", 3, "--members", 3, "--resume")
+    more = lipvae.load(tmp_path / "e" / "model.safetensors")
+    assert len(more) == 3
+    third = more.members[1].state_dict()
+    assert all(torch.equal(third[name], second[name]) for name in second)
+    names = list(rows(run("score", tmp_path / "e", "digits:test", "--num-samples", 4).stdout)[0])
+    assert names[-2:] == ["mean_hole_indicator", "mean_stds_of_lls"]
+    text = refused("score", tmp_path / "e", "digits", "--calibrate", "digits:train")
+    assert "--calibrate is for a single model" in text
+    run("fit", *common, "-o", tmp_path / "e", "--overwrite")
+    assert sorted(file.name for file in (tmp_path / "e").glob("checkpoint*")) == [
+        "checkpoint.safetensors"
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--members", "2", "--resume"], "there is no checkpoint-0.safetensors"),
         (["--model", "huge"], "--model must be one of lipschitz, hyperspherical, vanilla"),
         (["--hidden", "a,b"], "--hidden must be numbers"),
         (["--model", "vanilla", "--lipschitz", "3"], "--lipschitz is for --model lipschitz"),

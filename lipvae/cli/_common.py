@@ -210,6 +210,8 @@ def make_scorer(
     options["decoder_dtype"] = None if decoder_dtype is None else DECODER_DTYPES[decoder_dtype]
     scorer = Scorer(model, scores, **options)
     if training is not None:
+        if isinstance(model, Ensemble):
+            raise ValueError("--calibrate is for a single model, got an ensemble")
         images = read_all(open_inputs(training, model.input_shape, split="train"))
         scorer.calibrate(images)
         return Scorer(model, scores, **options, calibration=scorer.calibration)

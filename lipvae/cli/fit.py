@@ -13,7 +13,9 @@ import lipvae
 from lipvae import data as sets
 from lipvae.cli import _common as common
 from lipvae.inputs import open_inputs, read_all
-from lipvae.models import VAE, BayesianVAE, HypersphericalVAE, LipschitzVAE
+from lipvae.models import VAE, BayesianVAE, Ensemble, HypersphericalVAE, LipschitzVAE
+from lipvae.posteriors import fit_ensemble
+from lipvae.posteriors.independent import member_checkpoint
 from lipvae.training import History
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -70,6 +72,15 @@ def fit(
             rich_help_panel=_MODEL,
         ),
     ] = None,
+    members: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Train so many models, with the seeds from --seed on: an ensemble, whose mean "
+            "scores are steadier than those of any one.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = 1,
     epochs: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 10,
     batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 128,
     lr: Annotated[
@@ -104,13 +115,15 @@ def fit(
     """Train a model on images of the inlier kind.
 
     The folder gets model.safetensors, checkpoint.safetensors (after every epoch) and history.json.
-    The same seed and data give the same model on the same machine.
+    The same seed and data give the same model on the same machine. With --members the model is an
+    ensemble, and each of its models has a checkpoint.
 
     **Examples**
 
     - `lipvae fit fashion-mnist --out fashion --epochs 5`
     - `lipvae fit good_parts/ --out parts --model vanilla --latent-dim 16`
     - `lipvae fit fashion-mnist --out fashion --epochs 10 --resume`
+    - `lipvae fit fashion-mnist --out three --members 3`
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
@@ -118,44 +131,62 @@ def fit(
         raise ValueError(f"--out: {out} holds a model already; add --resume or --overwrite")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {out}")
-    if resume and not (out / CHECKPOINT_FILE).is_file():
-        raise ValueError(f"--resume: there is no {CHECKPOINT_FILE} in {out}")
+    checkpoint = out / CHECKPOINT_FILE
+    first = checkpoint if members == 1 else member_checkpoint(checkpoint, 0)
+    if resume and not first.is_file():
+        raise ValueError(f"--resume: there is no {first.name} in {out}")
     where = common.pick_device(device)
     images = _load(data)
-    built = _build(
-        model,
-        tuple(images.shape[1:]),
-        architecture,
-        latent_dim,
-        hidden,
-        likelihood,
-        lipschitz,
-        seed,
-    )
+
+    def make() -> VAE:
+        return _build(
+            model,
+            tuple(images.shape[1:]),
+            architecture,
+            latent_dim,
+            hidden,
+            likelihood,
+            lipschitz,
+        )
+
+    # Initialisation draws from the global generator, which no one else uses in this process.
+    torch.manual_seed(seed)
+    model_0 = make()
+    options: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "warmup": warmup,
+        "schedule": _choice("--schedule", schedule, ("constant", "cosine")),
+        "keep": _choice("--keep", keep, ("last", "best")),
+        "validation": validation,
+        "device": where,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "resume": resume,
+        "progress": common.progress_wanted(quiet),
+    }
     out.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        (out / CHECKPOINT_FILE).unlink(missing_ok=True)
-    history = lipvae.fit(
-        built,
-        images,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        warmup=warmup,
-        schedule=_choice("--schedule", schedule, ("constant", "cosine")),
-        keep=_choice("--keep", keep, ("last", "best")),
-        validation=validation,
-        device=where,
-        seed=seed,
-        checkpoint=out / CHECKPOINT_FILE,
-        resume=resume,
-        progress=common.progress_wanted(quiet),
-    )
-    lipvae.save(built, out / common.MODEL_FILE)
-    content = {"data": data, "seed": seed, "config": built.config, "history": history.to_dict()}
+        for path in out.glob(f"{checkpoint.stem}*{checkpoint.suffix}"):
+            path.unlink()
+    trained: VAE | Ensemble
+    if members == 1:
+        trained, histories = model_0, [lipvae.fit(model_0, images, **options)]
+    else:
+        trained, histories = fit_ensemble(make, images, size=members, **options)
+    models = trained.members if isinstance(trained, Ensemble) else (trained,)
+    lipvae.save(trained, out / common.MODEL_FILE)
+    content: dict[str, Any] = {"data": data, "seed": seed, "config": models[0].config}
+    if members == 1:
+        content["history"] = histories[0].to_dict()
+    else:
+        content["members"] = [history.to_dict() for history in histories]
     (out / HISTORY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if not quiet:
-        _summarise(built, history, out)
+        for one, history in zip(models, histories, strict=True):
+            _summarise(one, history)
+        common.console().print(f"model: {out / common.MODEL_FILE}", soft_wrap=True)
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> Any:
@@ -183,7 +214,6 @@ def _build(
     hidden: str | None,
     likelihood: str,
     lipschitz: float | None,
-    seed: int,
 ) -> VAE:
     _choice("--model", kind, ("lipschitz", *_PLAIN))
     if architecture == "auto":
@@ -196,14 +226,12 @@ def _build(
             raise ValueError(f"--hidden must be numbers, as in 512,512, got {hidden!r}") from error
     if kind != "lipschitz" and lipschitz is not None:
         raise ValueError(f"--lipschitz is for --model lipschitz, got it with {kind}")
-    # Initialisation draws from the global generator, which no one else uses in this process.
-    torch.manual_seed(seed)
     if kind != "lipschitz":
         return _PLAIN[kind](shape, latent_dim, architecture, widths, likelihood)
     return LipschitzVAE(shape, latent_dim, architecture, widths, likelihood, lipschitz)
 
 
-def _summarise(model: VAE, history: History, out: Path) -> None:
+def _summarise(model: VAE, history: History) -> None:
     console = common.console()
     console.print(
         f"{type(model).__name__}, {len(history)} epochs in {sum(history.seconds):.0f} s: ELBO "
@@ -216,4 +244,3 @@ def _summarise(model: VAE, history: History, out: Path) -> None:
             f"(M = {certificate.bound:g}) and stay within {float(certificate.radius.max()):.4g} "
             "of their value at mid-grey"
         )
-    console.print(f"model: {out / common.MODEL_FILE}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,18 @@ import torch
 from lipvae._validate import check_count
 from lipvae.batches import Images
 from lipvae.models import VAE, Ensemble
+from lipvae.persistence import StrPath
 from lipvae.training import History, fit
 
 
 def fit_ensemble(
-    make: Callable[[], VAE], data: Images, *, size: int, seed: int = 0, **options: Any
+    make: Callable[[], VAE],
+    data: Images,
+    *,
+    size: int,
+    seed: int = 0,
+    checkpoint: StrPath | None = None,
+    **options: Any,
 ) -> tuple[Ensemble, list[History]]:
     """Trains models independently: each has its own initial weights, order and noise.
 
@@ -24,6 +32,8 @@ def fit_ensemble(
         data: as for :func:`lipvae.fit`.
         size: number of members.
         seed: member s is made and trained with seed + s.
+        checkpoint: as for :func:`lipvae.fit`, a file for each member: ``name-0.suffix``,
+            ``name-1.suffix`` and so on. With ``resume=True`` whole members are taken from theirs.
         **options: of :func:`lipvae.fit`, `epochs` among them.
 
     Returns:
@@ -44,10 +54,22 @@ def fit_ensemble(
     check_count("size", size)
     check_count("seed", seed, 0)
     models, histories = [], []
-    for s in range(seed, seed + size):
+    for s in range(size):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(s)
+            torch.manual_seed(seed + s)
             model = make()
-        histories.append(fit(model, data, seed=s, **options))
+        path = None if checkpoint is None else member_checkpoint(checkpoint, s)
+        histories.append(fit(model, data, seed=seed + s, checkpoint=path, **options))
         models.append(model)
     return Ensemble(models), histories
+
+
+def member_checkpoint(checkpoint: StrPath, member: int) -> Path:
+    """The file of one member.
+
+    Example:
+        >>> member_checkpoint("run/checkpoint.safetensors", 2).name
+        'checkpoint-2.safetensors'
+    """
+    path = Path(checkpoint)
+    return path.with_name(f"{path.stem}-{member}{path.suffix}")
