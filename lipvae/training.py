@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lipvae import batches, checkpoints
+from lipvae._moments import forget_tiny_moments
 from lipvae._validate import check_count, check_positive, describe
 from lipvae.batches import Images, generator
 from lipvae.models import VAE
@@ -250,6 +251,7 @@ def _epoch(run: _Run, epoch: int, steps: int, bar: tqdm[Any]) -> tuple[float, fl
         if settings.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
         run.optimizer.step()
+        forget_tiny_moments(run.optimizer, position)
         with torch.no_grad():
             totals += torch.stack([(log_likelihood - kl).sum(), kl.sum()]).double()
         bar.update()

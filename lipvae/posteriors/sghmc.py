@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lipvae._moments import forget_tiny_moments
 from lipvae._validate import check_count, check_positive
 from lipvae.batches import Images, checked, generator
 from lipvae.models import VAE, Ensemble
@@ -119,6 +120,7 @@ def fit_sghmc(
         model.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        forget_tiny_moments(optimizer, step)
         gradients = []
         for p in decoder:
             assert p.grad is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lipvae import noise
+from lipvae._moments import forget_tiny_moments
 from lipvae._validate import check_count, check_positive
 from lipvae.batches import Images, checked
 from lipvae.models import VAE, Ensemble
@@ -151,6 +152,7 @@ def fit_swag(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        forget_tiny_moments(optimizer, step)
         if (step + 1) % interval == 0:
             swag.update(model)
     model.eval()
