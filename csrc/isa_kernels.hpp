@@ -24,6 +24,7 @@ void linear_pack(const LinearPack&);
 void linear(const Linear&);
 void conv_transpose(const ConvTranspose&);
 void lipschitz_linear(const LipschitzLinear&);
+void lipschitz_linear_backward(const LipschitzLinearBackward&);
 void importance_linear(const ImportanceLinear&);
 void vmf(const Vmf&);
 void vmf_angle(const VmfAngle&);

@@ -8,10 +8,22 @@ namespace lipvae::LIPVAE_ISA {
 
 extern const KernelTable kernel_table;
 const KernelTable kernel_table = {
-    LIPVAE_STRING(LIPVAE_ISA), l1_ball,    l1_ball_backward,    group_sort,
-    group_sort_backward,       importance, importance_backward, panel_width,
-    linear_pack,               linear,     conv_transpose,      lipschitz_linear,
-    importance_linear,         vmf,        vmf_angle,
+    LIPVAE_STRING(LIPVAE_ISA),
+    l1_ball,
+    l1_ball_backward,
+    group_sort,
+    group_sort_backward,
+    importance,
+    importance_backward,
+    panel_width,
+    linear_pack,
+    linear,
+    conv_transpose,
+    lipschitz_linear,
+    lipschitz_linear_backward,
+    importance_linear,
+    vmf,
+    vmf_angle,
 };
 
 }  // namespace lipvae::LIPVAE_ISA

@@ -99,6 +99,17 @@ struct Linear {
   std::int64_t code_stride = 0;  // as in GroupSort
 };
 
+// What the projection leaves of a weight [columns, inner], in memory of entries_bytes: of each row the
+// entries that are not zero, by ascending index, or all of them where the row lies inside the ball. Row c has
+// the places from extent[2 c] to extent[2 c + 1] of the values, which follow the extents, and of their indices
+// (int32), which follow the values.
+constexpr std::int64_t entries_places(std::int64_t columns, std::int64_t inner) {
+  return columns * (inner / 8 + 1);  // a weight with more entries is treated as dense
+}
+constexpr std::int64_t entries_bytes(std::int64_t columns, std::int64_t inner, DType dtype) {
+  return columns * 16 + entries_places(columns, inner) * (dtype == DType::float32 ? 8 : 12);
+}
+
 // y = group_sort(x P(weight)^T + bias), P the projection of l1_ball. Rows of y are those of linear. Throws
 // std::bad_alloc.
 struct LipschitzLinear {
@@ -109,10 +120,27 @@ struct LipschitzLinear {
   const double* warm;   // [columns] or null, as in L1Ball
   void* y;              // [rows, columns]
   double* threshold;    // [columns]
-  void* projected;      // [columns, inner] or null: P(weight)
+  void* projected;      // [columns, inner] or null: P(weight), if it is not listed
   void* panels;         // or null: what linear_pack makes of it
   int group_size;       // 0: no sort
   std::uint8_t* code;   // of group_sort, or null
+  std::int64_t rows, columns, inner;
+  DType dtype;
+  int threads;
+  // A P(weight) with few entries is listed and multiplied as a list, unless panels are asked for, or
+  // `projected` without `entries`.
+  void* entries;  // or null
+  bool* listed;   // or null: whether it was
+};
+
+// The gradients of LipschitzLinear without its sort, where P(weight) was listed. Throws std::bad_alloc.
+struct LipschitzLinearBackward {
+  const void* grad;  // [rows, columns]
+  const void* x;     // [rows, inner]
+  const void* entries;
+  const double* threshold;  // [columns]
+  void* grad_x;             // [rows, inner] or null
+  void* grad_weight;        // [columns, inner] or null: through the projection
   std::int64_t rows, columns, inner;
   DType dtype;
   int threads;
@@ -205,6 +233,7 @@ struct KernelTable {
   void (*linear)(const Linear&);
   void (*conv_transpose)(const ConvTranspose&);
   void (*lipschitz_linear)(const LipschitzLinear&);
+  void (*lipschitz_linear_backward)(const LipschitzLinearBackward&);
   void (*importance_linear)(const ImportanceLinear&);
   void (*vmf)(const Vmf&);
   void (*vmf_angle)(const VmfAngle&);

@@ -1,30 +1,92 @@
-// The Lipschitz layer. While a panel of the projected weight is in the cache, the first tile of rows is
-// multiplied by it; further rows read the panels again.
-#include <new>
-
+// The Lipschitz layer. A weight of which the projection leaves little, as training makes it, becomes a list
+// of entries. Any other is packed: while a panel of it is in the cache, the first tile of rows is multiplied
+// by it; further rows read the panels again.
 #include "isa_kernels.hpp"
-#include "l1_project.hpp"
-#include "panels.hpp"
-#include "parallel.hpp"
+#include "scratch.hpp"
+#include "sparse_rows.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
-// Memory without a value, from the start of a cache line on.
-class Scratch {
- public:
-  explicit Scratch(std::int64_t bytes) : memory_(operator new(std::size_t(bytes), std::align_val_t(64))) {}
-  ~Scratch() { operator delete(memory_, std::align_val_t(64)); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  void* get() const { return memory_; }
-
- private:
-  void* memory_;
-};
+// Lists the entries of P(weight), and writes the thresholds; false if there are too many.
+template <class T>
+bool list(const LipschitzLinear& a, const Entries<T>& to) {
+  constexpr std::int64_t block = 16;  // rows projected one after the other
+  const T* weight = static_cast<const T*>(a.weight);
+  const std::int64_t columns = a.columns, inner = a.inner, blocks = (columns + block - 1) / block;
+  const double bytes = 2.0 * double(columns) * double(inner) * sizeof(T);
+  const bool fetching = double(columns) * double(inner) * sizeof(T) > fetched_bytes;
+  bool fits = true;
+  parallel_for(blocks, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+    RowProjector<T> projector(inner, a.radius, fetching);
+    const std::int64_t last = end * block < columns ? end * block : columns;
+    std::int64_t at = entries_places(begin * block, inner);
+    for (std::int64_t c = begin * block; c < last;) {
+      const std::int64_t count = last - c < block ? last - c : block;
+      projector.project(weight + c * inner, count, a.warm ? a.warm + c : nullptr, nullptr, a.threshold + c,
+                        false);
+      // As if the rows behind it were as full: a dense weight is seen at once.
+      const std::int64_t rest = entries_places(c + count, inner);
+      for (const std::int64_t next = c + count; c < next && at >= 0; ++c)
+        at = list_row(weight + c * inner, inner, a.threshold[c], to, c, at, rest);
+      if (at < 0) __atomic_store_n(&fits, false, __ATOMIC_RELAXED);
+      if (!__atomic_load_n(&fits, __ATOMIC_RELAXED)) return;
+    }
+  });
+  return fits;
+}
 
 template <class T>
-void forward(const LipschitzLinear& a) {
+void multiply_listed(const LipschitzLinear& a, const Entries<T>& w) {
+  constexpr std::int64_t lanes = Simd<T>::lanes;
+  const T* x = static_cast<const T*>(a.x);
+  const T* bias = static_cast<const T*>(a.bias);
+  T* y = static_cast<T*>(a.y);
+  const std::int64_t rows = a.rows, columns = a.columns, inner = a.inner;
+  const Scratch scratch(inner * Tile<T>::at(0, rows).width() * std::int64_t(sizeof(T)));
+  T* const side_by_side = static_cast<T*>(scratch.get());
+  for (Tile<T> tile = Tile<T>::at(0, rows); tile.rows > 0; tile = Tile<T>::at(tile.first + tile.rows, rows)) {
+    const std::int64_t width = tile.width();
+    constexpr std::int64_t line = 64 / std::int64_t(sizeof(T));
+    parallel_for((inner + line - 1) / line, 2.0 * double(inner) * double(width) * sizeof(T), a.threads,
+                 [&](std::int64_t begin, std::int64_t end) {
+                   const std::int64_t last = end * line < inner ? end * line : inner;
+                   lay_side_by_side(x, inner, tile, begin * line, last, side_by_side + begin * line * width);
+                 });
+    const double bytes = 2.0 * double(columns) * double(width) * sizeof(T);
+    parallel_for((columns + lanes - 1) / lanes, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+      T sums[lanes * Tile<T>::most_rows];
+      for (std::int64_t block = begin; block < end; ++block) {
+        const std::int64_t c = block * lanes, count = columns - c < lanes ? columns - c : lanes;
+        with_vectors(tile, [&](auto vectors) {
+          for (std::int64_t i = 0; i < count; ++i)
+            multiply_entries<decltype(vectors)::value>(side_by_side, w, c + i, inner, bias ? bias[c + i] : T(0),
+                                                       sums + i * width);
+        });
+        transpose(sums, width, count, tile.rows, y + tile.first * columns + c, columns);
+      }
+    });
+    if (all_finite(x + tile.first * inner, tile.rows * inner)) continue;
+    for (std::int64_t r = tile.first; r < tile.first + tile.rows; ++r)
+      if (!all_finite(x + r * inner, inner)) multiply_all(x + r * inner, w, columns, inner, bias, y + r * columns);
+  }
+  if (a.group_size)
+    group_sort({y, y, a.code, rows, columns, 1, a.group_size, a.dtype, a.threads, 0});
+}
+
+// Whether P(weight) could be listed, and y is there.
+template <class T>
+bool forward_listed(const LipschitzLinear& a) {
+  if (a.panels || (a.projected && !a.entries) || a.inner >= std::int64_t{1} << 31) return false;
+  const Scratch scratch(a.entries ? 0 : entries_bytes(a.columns, a.inner, a.dtype));
+  const Entries<T> entries(a.entries ? a.entries : scratch.get(), a.columns, a.inner);
+  if (!list(a, entries)) return false;
+  multiply_listed(a, entries);
+  return true;
+}
+
+template <class T>
+void forward_packed(const LipschitzLinear& a) {
   using P = Panel<T>;
   const T* x = static_cast<const T*>(a.x);
   const T* weight = static_cast<const T*>(a.weight);
@@ -65,6 +127,13 @@ void forward(const LipschitzLinear& a) {
     group_sort({y, y, a.code, first, columns, 1, a.group_size, a.dtype, a.threads, a.rows * code_bytes});
   linear({x + first * inner, panels, y + first * columns, a.rows - first, columns, inner, false, a.dtype,
           a.threads, a.group_size, a.code ? a.code + first * code_bytes : nullptr, a.rows * code_bytes});
+}
+
+template <class T>
+void forward(const LipschitzLinear& a) {
+  const bool listed = forward_listed<T>(a);
+  if (a.listed) *a.listed = listed;
+  if (!listed) forward_packed<T>(a);
 }
 
 }  // namespace

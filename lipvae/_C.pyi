@@ -118,6 +118,7 @@ def lipschitz_linear_forward(
     projected: int,
     panels: int,
     code: int,
+    entries: int,
     rows: int,
     D: int,
     H: int,
@@ -125,7 +126,21 @@ def lipschitz_linear_forward(
     group_size: int,
     dtype: int,
     threads: int,
+) -> bool: ...
+def lipschitz_linear_backward(
+    grad: int,
+    x: int,
+    entries: int,
+    threshold: int,
+    grad_x: int,
+    grad_weight: int,
+    rows: int,
+    D: int,
+    H: int,
+    dtype: int,
+    threads: int,
 ) -> None: ...
+def entries_bytes(D: int, H: int, dtype: int) -> int: ...
 def conv_transpose_forward(
     x: int,
     panels: int,

@@ -143,11 +143,11 @@ def lipschitz_linear(
     at = [t.data_ptr() for t in (y, threshold, projected, panels, swaps)]
     head = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), 1.7, 0)
     tail = (panels.shape[-1], group_size, code(dtype), threads)
-    _C.lipschitz_linear_forward(*head, *at, rows, columns, inner, *tail)
+    assert not _C.lipschitz_linear_forward(*head, *at, 0, rows, columns, inner, *tail)
     # What else it can be asked to leave out changes none of it, nor does the packed weight.
     alone, packed = torch.empty_like(y), torch.empty_like(y)
     _C.lipschitz_linear_forward(
-        *head, alone.data_ptr(), at[1], 0, 0, 0, rows, columns, inner, *tail
+        *head, alone.data_ptr(), at[1], 0, 0, 0, 0, rows, columns, inner, *tail
     )
     tail = (panels.shape[-1], False, group_size, code(dtype), threads)
     at = [tensor.data_ptr() for tensor in (x, panels, packed)]
@@ -298,8 +298,12 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "lipschitz_linear_forward": (
-        "x weight bias warm y threshold projected panels code",
+        "x weight bias warm y threshold projected panels code entries",
         {"rows": 2, "radius": 1.0, "group_size": 2, **PANELS},
+    ),
+    "lipschitz_linear_backward": (
+        "grad x entries threshold grad_x grad_weight",
+        {"rows": 2, "D": 3, "H": 4, "dtype": 1},
     ),
     "importance_linear_forward": (
         "hidden panels target total",
@@ -320,8 +324,10 @@ NULLABLE = {
     ("linear_forward", "group_size"),
     *(
         ("lipschitz_linear_forward", name)
-        for name in ("bias", "warm", "projected", "panels", "code", "group_size")
+        for name in ("bias", "warm", "projected", "panels", "code", "entries", "group_size")
     ),
+    ("lipschitz_linear_backward", "grad_x"),
+    ("lipschitz_linear_backward", "grad_weight"),
 }
 COUNTS = ("rows", "cols", "outer", "n", "inner", "K", "B", "D", "H", "planes", "samples")
 REFUSED: dict[str, tuple[Any, ...]] = {

@@ -11,18 +11,24 @@ from lipvae import ops, reference
 from lipvae._backend import cpp_availability
 from lipvae.functional import lipschitz_linear
 from lipvae.ops.group_sort import forward as group_sort_forward
-from lipvae.ops.packed_lipschitz import cpp_forward
+from lipvae.ops.packed_lipschitz import PackedLipschitzLinear, cpp_forward, entries_bytes
 
 BACKENDS = ["reference", "cpp"]
+FEW = pytest.mark.parametrize("few", [False, True], ids=["dense", "few"])
 SHAPES = [(1, 4, 8), (5, 33, 16), (128, 784, 64), (7, 9, 24)]
 
 
 def problem(
-    rows: int, columns: int, out: int, dtype: torch.dtype
+    rows: int, columns: int, out: int, dtype: torch.dtype, *, few: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """With `few` the projection leaves three entries of a row, which the C++ kernel lists."""
     x = torch.rand(rows, columns, dtype=dtype)
     weight = torch.randn(out, columns, dtype=dtype)
-    weight[::3] /= 10 * columns
+    if few:
+        large = torch.rand(out, columns).argsort(1) < 3
+        weight = torch.where(large, weight + 4 * weight.sign(), weight / 100)
+    else:
+        weight[::3] /= 10 * columns
     return (
         x.requires_grad_(),
         weight.requires_grad_(),
@@ -34,10 +40,15 @@ def problem(
 @pytest.mark.parametrize("group_size", [None, 1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
+@FEW
 def test_against_truth(
-    backend: str, group_size: int | None, dtype: torch.dtype, shape: tuple[int, int, int]
+    backend: str,
+    group_size: int | None,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    few: bool,
 ) -> None:
-    inputs = problem(*shape, dtype)
+    inputs = problem(*shape, dtype, few=few)
     wide = [t.detach().double().requires_grad_() for t in inputs]
     grad = torch.randn(shape[0], shape[2], dtype=dtype)
     with lipvae.backend(backend):
@@ -69,8 +80,9 @@ def test_gradient(backend: str, with_bias: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_only_needed_gradients(backend: str) -> None:
-    x, weight, bias = problem(4, 6, 8, torch.float32)
+@FEW
+def test_only_needed_gradients(backend: str, few: bool) -> None:
+    x, weight, bias = problem(4, 200 if few else 6, 8, torch.float32, few=few)
     grad = torch.randn(4, 8)
     with lipvae.backend(backend):
         everything = torch.autograd.grad(
@@ -101,10 +113,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=st
 @CPP
 @DTYPES
 @pytest.mark.parametrize("group_size", [None, 2, 4, 8])
+@FEW
 def test_bits_depend_on_neither_batch_nor_threads(
-    group_size: int | None, dtype: torch.dtype
+    group_size: int | None, dtype: torch.dtype, few: bool
 ) -> None:
-    x, weight, bias = problem(700, 301, 136, dtype)
+    x, weight, bias = problem(700, 301, 136, dtype, few=few)
     whole = lipschitz_linear(x, weight, bias, 1.3, group_size)
     grad = torch.randn(700, 136, dtype=dtype)
     slope = torch.autograd.grad(whole, (weight, bias), grad)
@@ -137,7 +150,7 @@ def test_projects_as_l1_ball_does(columns: int, radius: float, dtype: torch.dtyp
     projected, threshold = ops.l1_ball(weight, radius)
     for warm in (None, threshold, 0.5 * threshold, 3 * threshold):
         x = torch.randn(3, columns, dtype=dtype)
-        y, found, kept, code = cpp_forward(
+        y, found, kept, code, _ = cpp_forward(
             x, weight, bias, radius, 2, warm, record=True, project=True
         )
         assert kept is not None
@@ -152,10 +165,88 @@ def test_projects_as_l1_ball_does(columns: int, radius: float, dtype: torch.dtyp
         assert torch.equal(code, swaps)
 
 
+@CPP
+@DTYPES
+@pytest.mark.parametrize("group_size", [0, 2, 4, 8])
+@pytest.mark.parametrize("columns", [40, 256, 513, 785, 1100])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_list_of_entries_gives_the_bits_of_the_matrix(
+    columns: int, group_size: int, dtype: torch.dtype, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for rows in (0, 1, 6, 33, 128, 290):
+            x, weight, bias = (t.detach() for t in problem(rows, columns, 72, dtype, few=True))
+            weight[9] /= 1e4  # inside the ball: all its entries
+            arguments = x, weight, bias, 1.3, group_size, None
+            y, threshold, projected, code, entries = cpp_forward(
+                *arguments, record=True, project=True, listing=True
+            )
+            dense = cpp_forward(*arguments, record=True, project=True)
+            if columns > 40:  # of 40 columns the row inside the ball has too many
+                assert entries is not None
+                assert projected is None
+            assert dense[4] is None
+            assert torch.equal(y, dense[0])
+            assert torch.equal(threshold, dense[1])
+            assert group_size == 0 or torch.equal(code, dense[3])
+            packed = PackedLipschitzLinear(weight, bias, 1.3, group_size or None)
+            assert torch.equal(packed(x), y)
+            assert torch.equal(cpp_forward(*arguments)[0], y)
+    finally:
+        torch.set_num_threads(before)
+
+
+@CPP
+def test_gradients_by_a_list_of_entries_do_not_depend_on_the_threads() -> None:
+    before = torch.get_num_threads()
+    found = []
+    x, weight, bias = problem(300, 400, 64, torch.float32, few=True)
+    grad = torch.randn(300, 64)
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            y = lipschitz_linear(x, weight, bias, 1.3, 2)
+            found.append(torch.autograd.grad(y, (x, weight), grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@CPP
+def test_gradcheck_of_a_list_of_entries() -> None:
+    x, weight, bias = problem(3, 150, 24, torch.float64, few=True)
+    with torch.no_grad():
+        weight[5] /= 1e3
+    listed = cpp_forward(
+        x.detach(), weight.detach(), bias.detach(), 1.3, 2, None, record=True, listing=True
+    )
+    assert listed[4] is not None
+    assert torch.autograd.gradcheck(
+        lambda *inputs: lipschitz_linear(*inputs, 1.3, 2), (x, weight, bias)
+    )
+
+
+@CPP
+def test_room_for_entries() -> None:
+    from lipvae import _C
+
+    for columns, inner in ((0, 5), (3, 7), (10, 784)):
+        for code, dtype in enumerate((torch.float32, torch.float64)):
+            size = entries_bytes(torch.empty(columns, inner, dtype=dtype))
+            assert size == _C.entries_bytes(columns, inner, code)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("group_size", [None, 2, 8])
-def test_nan_and_infinity_stay_in_their_rows(backend: str, group_size: int | None) -> None:
-    x, weight, bias = (t.detach() for t in problem(9, 33, 16, torch.float32))
+@FEW
+def test_nan_and_infinity_stay_in_their_rows(
+    backend: str, group_size: int | None, few: bool
+) -> None:
+    columns = 200 if few else 33
+    x, weight, bias = (t.detach() for t in problem(9, columns, 16, torch.float32, few=few))
     with lipvae.backend(backend):
         clean = lipschitz_linear(x, weight, bias, 1.0, group_size)
         x[2, 5], x[4, 0] = torch.nan, torch.inf
@@ -166,7 +257,7 @@ def test_nan_and_infinity_stay_in_their_rows(backend: str, group_size: int | Non
         assert got[2].isnan().all()
         assert not got[4].isfinite().all()
         weight[3, 7] = torch.nan  # the whole row of a weight is projected onto NaN
-        x = torch.rand(9, 33)
+        x = torch.rand(9, columns)
         got = lipschitz_linear(x, weight, bias, 1.0, None)
         assert got[:, 3].isnan().all()
         assert got[:, 4:].isfinite().all()

@@ -4,22 +4,101 @@
 namespace lipvae::testing {
 namespace {
 
+bool close(double value, double truth, double tolerance) {
+  return truth != truth ? value != value : std::abs(value - truth) <= tolerance;
+}
+
 int comparators(int group_size) { return group_size == 2 ? 1 : group_size == 4 ? 5 : 19; }
 
 struct Shape {
   std::int64_t rows, columns, inner;
   int group_size;  // 0: no sort
   int threads;
+  bool sparse = false;  // few rows inside the ball
 };
+
+// The entries are those of `projected`, and the gradients by them those of the dense products.
+template <class T>
+void check_list(const KernelTable& kernels, const Shape& s, const std::string& name, const Buffer<T>& x,
+                const Buffer<T>& projected, const Buffer<double>& threshold, Buffer<std::int64_t>& entries) {
+  const std::int64_t* extent = entries.data();
+  const T* values = reinterpret_cast<const T*>(extent + 2 * s.columns);
+  const auto* index = reinterpret_cast<const std::int32_t*>(values + entries_places(s.columns, s.inner));
+  Buffer<T> rebuilt(projected.size());
+  for (std::int64_t c = 0; c < s.columns; ++c) {
+    expect(extent[2 * c + 1] <= entries_places(s.columns, s.inner), name + ": places");
+    for (std::int64_t e = extent[2 * c]; e < extent[2 * c + 1]; ++e) {
+      expect(e == extent[2 * c] || index[e] > index[e - 1], name + ": ascending");
+      rebuilt[c * s.inner + index[e]] = values[e];
+    }
+  }
+  // As numbers: a zero that is left out has lost its sign.
+  bool same = true;
+  for (std::int64_t i = 0; i < projected.size(); ++i)
+    same &= rebuilt[i] == projected[i] || (rebuilt[i] != rebuilt[i] && projected[i] != projected[i]);
+  expect(same, name + ": entries");
+
+  const Buffer<T> grad = normals<T>(s.rows * s.columns);
+  Buffer<T> grad_x(s.rows * s.inner), grad_weight(s.columns * s.inner);
+  LipschitzLinearBackward call{};
+  call.grad = grad.data();
+  call.x = x.data();
+  call.entries = entries.data();
+  call.threshold = threshold.data();
+  call.grad_x = grad_x.data();
+  call.grad_weight = grad_weight.data();
+  call.rows = s.rows;
+  call.columns = s.columns;
+  call.inner = s.inner;
+  call.dtype = dtype<T>;
+  call.threads = s.threads;
+  kernels.lipschitz_linear_backward(call);
+  for (std::int64_t r = 0; r < s.rows; ++r)
+    for (std::int64_t i = 0; i < s.inner; ++i) {
+      double truth = 0.0, size = 0.0;
+      for (std::int64_t c = 0; c < s.columns; ++c) {
+        const double term = double(grad[r * s.columns + c]) * double(projected[c * s.inner + i]);
+        truth += term;
+        size += std::abs(term);
+      }
+      expect(close(grad_x[r * s.inner + i], truth, double(s.columns) * epsilon<T> * size), name + ": grad x");
+    }
+  for (std::int64_t c = 0; c < s.columns; ++c) {
+    std::vector<double> sums(std::size_t(s.inner), 0.0);
+    double mean = 0.0, size = 0.0, count = 0.0;
+    for (std::int64_t i = 0; i < s.inner; ++i) {
+      for (std::int64_t r = 0; r < s.rows; ++r)
+        sums[std::size_t(i)] += double(grad[r * s.columns + c]) * double(x[r * s.inner + i]);
+      const double w = double(projected[c * s.inner + i]);
+      if (w != 0.0) {
+        mean += std::copysign(1.0, w) * sums[std::size_t(i)];
+        count += 1.0;
+      }
+    }
+    for (std::int64_t r = 0; r < s.rows; ++r)
+      for (std::int64_t i = 0; i < s.inner; ++i)
+        size = std::max(size, std::abs(double(grad[r * s.columns + c]) * double(x[r * s.inner + i])));
+    const double tolerance = double(s.rows + 4) * double(s.rows) * epsilon<T> * size;
+    for (std::int64_t i = 0; i < s.inner; ++i) {
+      const double w = double(projected[c * s.inner + i]);
+      double truth = threshold[c] == 0.0 ? sums[std::size_t(i)] : 0.0;
+      if (threshold[c] > 0.0 && w != 0.0) truth = sums[std::size_t(i)] - std::copysign(1.0, w) * mean / count;
+      if (threshold[c] != threshold[c]) truth = threshold[c];
+      expect(close(grad_weight[c * s.inner + i], truth, tolerance), name + ": grad weight");
+    }
+  }
+}
 
 template <class T>
 void check(const KernelTable& kernels, const Shape& s, double radius) {
   const std::string name = describe<T>(kernels, "lipschitz_linear", s.rows, s.columns, s.inner, s.group_size);
   const Buffer<T> x = normals<T>(s.rows * s.inner), bias = normals<T>(s.columns);
   Buffer<T> weight = normals<T>(s.columns * s.inner);
-  for (std::int64_t c = 0; c < s.columns; c += 3)  // rows inside the ball, with zeros of both signs
+  // Inside the ball, with zeros of both signs.
+  for (std::int64_t c = s.sparse ? 20 : 0; c < s.columns; c += s.sparse ? 64 : 3)
     for (std::int64_t i = 0; i < s.inner; ++i) weight[c * s.inner + i] *= T(i % 2 ? 1e-6 * radius : -0.0);
-  if (s.columns > 4 && s.inner > 0) weight[4 * s.inner] = std::numeric_limits<T>::quiet_NaN();
+  if (s.columns > 4 && s.inner > 0)
+    weight[(s.sparse ? s.columns - 1 : 4) * s.inner] = std::numeric_limits<T>::quiet_NaN();
   const T* shift = s.columns % 2 ? nullptr : bias.data();
   const std::int64_t width = kernels.panel_width(dtype<T>);
   const std::int64_t packed = (s.columns + width - 1) / width * width * (1 + s.inner);
@@ -37,8 +116,11 @@ void check(const KernelTable& kernels, const Shape& s, double radius) {
     kernels.group_sort({y.data(), y.data(), code.data(), s.rows, s.columns, 1, s.group_size, dtype<T>, 1});
   for (std::int64_t c = 0; c < s.columns; ++c) warm[c] = threshold[c] * (0.5 + uniform());
 
-  for (int kept = 0; kept < 4; ++kept) {
+  // 4: what may come as a list of entries.
+  for (int kept = 0; kept < 5; ++kept) {
     Buffer<T> got(y.size()), got_projected(projected.size()), got_panels(packed);
+    Buffer<std::int64_t> entries(entries_bytes(s.columns, s.inner, dtype<T>) / 8 + 1);
+    bool listed = false;
     Buffer<double> got_threshold(s.columns);
     Buffer<std::uint8_t> got_code(bits);
     LipschitzLinear call{};
@@ -49,7 +131,7 @@ void check(const KernelTable& kernels, const Shape& s, double radius) {
     call.warm = kept % 2 ? warm.data() : nullptr;
     call.y = got.data();
     call.threshold = got_threshold.data();
-    call.projected = kept & 1 ? got_projected.data() : nullptr;
+    call.projected = kept & 1 || kept == 4 ? got_projected.data() : nullptr;
     call.panels = kept & 2 ? got_panels.data() : nullptr;
     call.group_size = s.group_size;
     call.code = s.group_size && kept != 3 ? got_code.data() : nullptr;
@@ -58,10 +140,15 @@ void check(const KernelTable& kernels, const Shape& s, double radius) {
     call.inner = s.inner;
     call.dtype = dtype<T>;
     call.threads = kept == 2 ? 1 : s.threads;
+    call.entries = kept == 4 ? entries.data() : nullptr;
+    call.listed = &listed;
     kernels.lipschitz_linear(call);
     expect(got.same_bits(y), name + ": values");
     expect(got_threshold.same_bits(threshold), name + ": thresholds");
-    expect(!call.projected || got_projected.same_bits(projected), name + ": projected weight");
+    expect(!call.projected || listed || got_projected.same_bits(projected), name + ": projected weight");
+    expect(!listed || kept == 0 || kept == 4, name + ": a list that nobody asked for");
+    expect(!s.sparse || listed == (kept == 0 || kept == 4), name + ": no list of few entries");
+    if (listed && kept == 4) check_list<T>(kernels, s, name, x, projected, threshold, entries);
     expect(!call.panels || got_panels.same_bits(panels), name + ": panels");
     expect(!call.code || got_code.same_bits(code), name + ": code");
   }
@@ -85,6 +172,9 @@ void check_all(const KernelTable& kernels) {
   check<T>(kernels, {301, 136, 530, 4, 4}, 2.0);
   check<T>(kernels, {128, 264, 1001, 8, 5}, 1.3);
   check<T>(kernels, {3, 0, 5, 2, 2}, 1.0);
+  for (std::int64_t rows : {0, 1, 3, 17, 40, 64, 70, 128, 300})
+    check<T>(kernels, {rows, 136, 300, int(rows % 4 == 0 ? 8 : 0), 1 + int(rows % 3), true}, 1.1);
+  check<T>(kernels, {50, 24, 1037, 2, 2, true}, 3.0);  // several chains
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 """The Lipschitz layer, equation (1): projection, matmul, bias and GroupSort.
 
-On a GPU one kernel does all but the thresholds. On a CPU one C++ call does everything forward; the
-products of the backward pass are the BLAS's.
+On a GPU one kernel does all but the thresholds. On a CPU one C++ call does everything forward.
+Training leaves the projected weight a few per cent of its entries; the C++ backend then lists these,
+and both passes go over the list. The backward products of any other weight are the BLAS's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lipvae.ops.group_sort import group_sort
 from lipvae.ops.l1_ball import backward as l1_ball_backward
 from lipvae.ops.l1_ball import cpp_backward as l1_ball_backward_cpp
 from lipvae.ops.l1_ball import forward as l1_ball_forward
-from lipvae.ops.packed_lipschitz import cpp_forward
+from lipvae.ops.packed_lipschitz import cpp_backward, cpp_forward
 
 
 def forward(
@@ -36,29 +37,40 @@ def forward(
     warm: Tensor | None,
     record: bool,
     project: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """[n, in] -> y [n, out], threshold [out], projected weight, code; group_size 0: no sort.
+    listing: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """[n, in] -> y [n, out], threshold [out], projected weight, code, entries.
 
+    With group_size 0 nothing is sorted.
     There is no projected weight without `project` or on a GPU, where it is never written to memory,
-    and no code without a sort or without `record`.
+    and no code without a sort or without `record`. `entries` takes its place with `listing`, where
+    there are few.
     """
     backend = choose("lipschitz_linear", x)
     if backend == "cpp":
         return cpp_forward(
-            x, weight, bias, radius, group_size, warm, record=record, project=project
+            x,
+            weight,
+            bias,
+            radius,
+            group_size,
+            warm,
+            record=record,
+            project=project,
+            listing=listing,
         )
     if backend == "triton":
         y, threshold, code = kernel_module("lipschitz_linear").lipschitz_linear_forward(
             x, weight, bias, radius, group_size or None, record, warm
         )
         if x.is_cuda or not project:
-            return y, threshold, None, code
-        return y, threshold, l1_ball_forward(weight, radius, threshold)[0], code
+            return y, threshold, None, code, None
+        return y, threshold, l1_ball_forward(weight, radius, threshold)[0], code, None
     projected, threshold = l1_ball_forward(weight, radius, warm)
     y, code = linear(x, projected, bias), None
     if group_size:
         y, code = group_sort_forward(y, group_size, 1, record)
-    return y, threshold, projected if project and not x.is_cuda else None, code
+    return y, threshold, projected if project and not x.is_cuda else None, code, None
 
 
 def backward(
@@ -70,6 +82,7 @@ def backward(
     code: Tensor | None,
     group_size: int,
     needs: Sequence[bool],
+    entries: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias; None for one that is not needed."""
     backend = choose("lipschitz_linear", x)
@@ -80,6 +93,12 @@ def backward(
     if code is not None:
         grad = group_sort_backward(grad, code, group_size, 1)
     grad_x = grad_weight = grad_bias = None
+    if entries is not None:
+        if needs[0] or needs[1]:
+            grad_x, grad_weight = cpp_backward(
+                grad, x, entries, threshold, needs_x=needs[0], needs_weight=needs[1]
+            )
+        return grad_x, grad_weight, grad.sum(0) if needs[2] else None
     if needs[0]:
         if projected is None:
             tau = threshold.unsqueeze(-1)
@@ -106,7 +125,7 @@ def _op(
     warm: Tensor | None,
     record: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, threshold, projected, code = forward(
+    y, threshold, projected, code, _ = forward(
         x, weight, bias, radius, group_size, warm, record, record
     )
     projected = weight.new_empty(0) if projected is None else projected
@@ -207,20 +226,22 @@ class _LipschitzLinear(torch.autograd.Function):
         warm: Tensor | None,
         thresholds: list[Tensor],
     ) -> Tensor:
-        y, threshold, projected, code = forward(
-            x, weight, bias, radius, group_size, warm, True, ctx.needs_input_grad[0]
+        y, threshold, projected, code, entries = forward(
+            x, weight, bias, radius, group_size, warm, True, ctx.needs_input_grad[0], True
         )
         thresholds.append(threshold)  # an output without a gradient would cost more
         ctx.group_size, ctx.has_bias = group_size, bias is not None
-        ctx.save_for_backward(x, weight, threshold, projected, code)
+        ctx.save_for_backward(x, weight, threshold, projected, code, entries)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = _needs(ctx)
-        x, weight, threshold, projected, code = ctx.saved_tensors
-        grads = backward(grad, x, weight, threshold, projected, code, ctx.group_size, needs)
+        x, weight, threshold, projected, code, entries = ctx.saved_tensors
+        grads = backward(
+            grad, x, weight, threshold, projected, code, ctx.group_size, needs, entries
+        )
         return *grads, None, None, None, None
 
 
@@ -262,7 +283,7 @@ def lipschitz_linear(
         y = _apply(rows, weight, bias, radius, fused, warm, thresholds)
         (threshold,) = thresholds
     else:
-        y, threshold, _, _ = forward(rows, weight, bias, radius, fused, warm, False, False)
+        y, threshold, *_ = forward(rows, weight, bias, radius, fused, warm, False, False)
     if rows is not x:
         y = y.reshape(*x.shape[:-1], weight.shape[0])
     return (y if fused == g else group_sort(y, g, -1)), threshold

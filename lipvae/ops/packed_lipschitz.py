@@ -26,12 +26,15 @@ def cpp_forward(
     *,
     record: bool = False,
     project: bool = False,
+    listing: bool = False,
     panels: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """x [N, in] -> y [N, out], thresholds, projected weight and code; group_size 0: no sort.
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """x [N, in] -> y [N, out], thresholds, projected weight, code, entries; group_size 0: no sort.
 
     There is no projected weight without `project` and no code without a sort or without `record`.
-    `panels`, if given, are written: see :func:`lipvae.ops.panels.empty_panels`.
+    With `listing` a projected weight with few entries comes as a list of them, for
+    :func:`cpp_backward`, and not as a matrix. `panels`, if given, are written: see
+    :func:`lipvae.ops.panels.empty_panels`.
     """
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -44,7 +47,8 @@ def cpp_forward(
     if record and group_size:
         comparators = len(reference.NETWORKS[group_size])
         code = torch.empty(comparators, rows, (columns // group_size + 7) // 8, dtype=torch.uint8)
-    cpp_module().lipschitz_linear_forward(
+    entries = torch.empty(entries_bytes(weight), dtype=torch.uint8) if listing else None
+    listed = cpp_module().lipschitz_linear_forward(
         x.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
@@ -55,6 +59,7 @@ def cpp_forward(
         0 if projected is None else projected.data_ptr(),
         0 if panels is None else panels.data_ptr(),
         0 if code is None else code.data_ptr(),
+        0 if entries is None else entries.data_ptr(),
         rows,
         columns,
         inner,
@@ -63,7 +68,45 @@ def cpp_forward(
         dtype_code(weight),
         torch.get_num_threads(),
     )
-    return y, threshold, projected, code
+    if listing and listed:
+        return y, threshold, None, code, entries
+    return y, threshold, projected, code, None
+
+
+def entries_bytes(weight: Tensor) -> int:
+    """Memory for a list of at most an eighth of the weight's entries: extents, values, indices."""
+    columns, inner = weight.shape
+    return columns * (16 + (inner // 8 + 1) * (weight.element_size() + 4))
+
+
+def cpp_backward(
+    grad: Tensor,
+    x: Tensor,
+    entries: Tensor,
+    threshold: Tensor,
+    *,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and of the weight, without the sort, where the weight came as `entries`."""
+    grad, x = grad.contiguous(), x.contiguous()
+    (rows, inner), columns = x.shape, grad.shape[1]
+    grad_x = torch.empty_like(x) if needs_x else None
+    grad_weight = torch.empty(columns, inner, dtype=x.dtype) if needs_weight else None
+    cpp_module().lipschitz_linear_backward(
+        grad.data_ptr(),
+        x.data_ptr(),
+        entries.data_ptr(),
+        threshold.data_ptr(),
+        0 if grad_x is None else grad_x.data_ptr(),
+        0 if grad_weight is None else grad_weight.data_ptr(),
+        rows,
+        columns,
+        inner,
+        dtype_code(x),
+        torch.get_num_threads(),
+    )
+    return grad_x, grad_weight
 
 
 class PackedLipschitzLinear:
