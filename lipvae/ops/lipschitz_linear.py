@@ -1,7 +1,7 @@
 """The Lipschitz layer, equation (1): projection, matmul, bias and GroupSort.
 
 On a GPU one kernel does all but the thresholds. On a CPU one C++ call does everything forward.
-Training leaves the projected weight a few per cent of its entries; the C++ backend then lists these,
+Training leaves the projected weight a few per cent of its entries; the C++ backend then lists them,
 and both passes go over the list. The backward products of any other weight are the BLAS's.
 """
 
