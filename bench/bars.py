@@ -162,9 +162,10 @@ BARS = [
     Bar("l1_ball", "float32 error / radius", 2.0**-21, True,
         extra("l1_ball", KERNEL, "relative_error")),
     *(
-        Bar("lipschitz_linear", f"time / nn.Linear and ReLU, {direction}, batch {batch}",
+        Bar("lipschitz_linear", f"time / nn.Linear and ReLU, {direction}, batch {batch}{state}",
             1.15 if batch == 128 else None, True,
-            times("lipschitz_linear", PUBLIC, FLOOR, keep=_layer(direction, batch)))
+            times("lipschitz_linear", PUBLIC, FLOOR, keep=_layer(direction + state, batch)))
+        for state in (bench_lipschitz_linear.INITIAL, bench_lipschitz_linear.TRAINED)
         for direction in ("forward", "forward and backward")
         for batch in bench_lipschitz_linear.BATCHES
     ),

@@ -15,11 +15,15 @@ from bench.peers import l1_ball as l1_ball_peers
 from bench.peers.compiled import compiled
 from bench.peers.lipschitz_linear import NewtonLayer, ReluLayer, SortLayer
 from bench.settings import PUBLIC, Settings, peer
+from bench.trained import density, trained_layers
 from lipvae.nn import LipschitzLinear
 
 FLOOR, GEMM = "nn.Linear and ReLU", "bare GEMM"
 SHAPES = [(784, 512), (512, 512), (1024, 1024)]
 BATCHES = (1, 128, 4096)
+# What the variant of a case says of its weight: torch's default for nn.Linear, which the projection
+# leaves dense, or what training makes of it.
+INITIAL, TRAINED = "", ", trained"
 
 
 def alternating(layers: list[nn.Module]) -> Callable[[Tensor], Tensor]:
@@ -28,7 +32,7 @@ def alternating(layers: list[nn.Module]) -> Callable[[Tensor], Tensor]:
     return lambda x: following()(x)
 
 
-def steps_apart(weight: Tensor, bias: Tensor) -> list[nn.Module]:
+def steps_apart(weight: Tensor, bias: Tensor, radius: float = RADIUS) -> list[nn.Module]:
     """Two layers one optimiser step apart that share their thresholds.
 
     Called in turns, each starts Newton's method from the thresholds of slightly other weights, as
@@ -38,7 +42,7 @@ def steps_apart(weight: Tensor, bias: Tensor) -> list[nn.Module]:
     step = ADAM_STEP * torch.randn_like(weight).sign()
     layers: list[nn.Module] = []
     for value in (weight, weight + step):
-        layer = LipschitzLinear(in_features, out_features, lipschitz=RADIUS, group_size=2)
+        layer = LipschitzLinear(in_features, out_features, lipschitz=radius, group_size=2)
         layer = layer.to(weight.device)
         with torch.no_grad():
             layer.weight.copy_(value)
@@ -60,17 +64,30 @@ def _runs(direction: str, x: Tensor, grad: Tensor) -> Callable[[Any, list[Tensor
 
 
 def layer_case(
-    direction: str, shape: tuple[int, int], batch: int, settings: Settings, *, compile_: bool
+    direction: str,
+    shape: tuple[int, int],
+    batch: int,
+    settings: Settings,
+    *,
+    state: str = INITIAL,
+    compile_: bool = False,
 ) -> Case:
     """One direction: "forward", which records for the backward pass, or "forward and backward"."""
     in_features, out_features = shape
-    weight = rows("initial", (out_features, in_features), settings)
+    radius, extra = RADIUS, {}
+    if state == TRAINED:
+        layers = trained_layers(out_features, settings.device)
+        (layer,) = (it for it in layers if it.weight.shape == (out_features, in_features))
+        weight, radius = layer.weight.detach().clone(), layer.lipschitz
+        extra["density"] = density(layer)
+    else:
+        weight = rows("initial", (out_features, in_features), settings)
     bias = 0.1 * settings.randn(out_features, seed=4)
     x = settings.rand(batch, in_features, seed=5).requires_grad_()
     grad = settings.randn(batch, out_features, seed=6)
     out, weight_t = torch.empty(batch, out_features, device=settings.device), weight.t()
     run = _runs(direction, x, grad)
-    ours = steps_apart(weight, bias)
+    ours = steps_apart(weight, bias, radius)
     floors: list[nn.Module] = [ReluLayer(*shape).to(settings.device) for _ in range(2)]
 
     def parameters(layers: list[nn.Module]) -> list[Tensor]:
@@ -78,20 +95,22 @@ def layer_case(
 
     providers = [
         Provider(FLOOR, "limit", run(alternating(floors), parameters(floors)), graph=True),
-        Provider(PUBLIC, "ours", run(alternating(ours), parameters(ours)), FLOOR, graph=True),
+        Provider(
+            PUBLIC, "ours", run(alternating(ours), parameters(ours)), FLOOR, graph=True, extra=extra
+        ),
     ]
     if direction == "forward":
         data = x.detach()
         providers.append(Provider(GEMM, "limit", lambda: torch.mm(data, weight_t, out=out)))
     skipped: dict[str, str] = {}
-    steps = l1_ball_peers.newton_steps(weight, RADIUS)
+    steps = l1_ball_peers.newton_steps(weight, radius)
 
     def lnets() -> Callable[[], Any]:
-        layer = SortLayer(weight, bias, RADIUS)
+        layer = SortLayer(weight, bias, radius)
         return run(layer, [layer.weight, layer.bias])
 
     def newton(wrap: Callable[[nn.Module], Any]) -> Callable[[], Any]:
-        layer = NewtonLayer(weight, bias, RADIUS, steps)
+        layer = NewtonLayer(weight, bias, radius, steps)
         return run(wrap(layer), [layer.weight, layer.bias])
 
     peer(providers, skipped, "LNets and deel-torchlip", lnets)
@@ -99,9 +118,9 @@ def layer_case(
     if compile_:
         peer(providers, skipped, "Newton, min and max, compiled", lambda: newton(compiled))
     multiply = 2.0 * batch * in_features * out_features
+    sizes = {"batch": batch, "in": in_features, "out": out_features}
     return Case(
-        "lipschitz_linear", direction, {"batch": batch, "in": in_features, "out": out_features},
-        x.dtype, providers, skipped=skipped,
+        "lipschitz_linear", direction + state, sizes, x.dtype, providers, skipped=skipped,
         work={"operations": multiply * (1 if direction == "forward" else 3)},
     )  # fmt: skip
 
@@ -115,3 +134,4 @@ def cases(settings: Settings) -> Iterator[Case]:
                 compile_ = shape == shapes[0] and batch == 128
                 compile_ &= not (settings.quick and direction == "forward")
                 yield layer_case(direction, shape, batch, settings, compile_=compile_)
+                yield layer_case(direction, shape, batch, settings, state=TRAINED)

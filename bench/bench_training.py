@@ -1,22 +1,26 @@
-"""training: one optimiser step of the Lipschitz VAE, against the plain VAE of the same widths."""
+"""training: one optimiser step of the Lipschitz VAE, against the plain VAE of the same widths.
+
+Both have made some steps before: the weights are what most of a training run has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import lipvae
 from bench.bench_l1_ball import rows
 from bench.harness import Case, Provider
 from bench.peers.lipschitz_linear import SortLayer
 from bench.settings import PUBLIC, Settings, peer
+from bench.trained import BATCH, SIDE, STEPS, stepping
 from lipvae.nn import LipschitzLinear, lipschitz_layers
 
 PLAIN = "VAE"
-BATCH = 128
 HIDDEN = (512, 512)
 
 
@@ -47,36 +51,24 @@ def sort_based(model: lipvae.LipschitzVAE) -> lipvae.LipschitzVAE:
     return model
 
 
-def step(model: nn.Module, x: Tensor) -> Callable[[], None]:
-    """Forward pass, backward pass and Adam."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    model.train()
-
-    def run() -> None:
-        optimizer.zero_grad()
-        loss = -model.elbo(x).mean()
-        loss.backward()
-        optimizer.step()
-
-    return run
-
-
 def training_case(architecture: str, hidden: tuple[int, ...] | None, settings: Settings) -> Case:
-    x = (settings.rand(BATCH, 1, 28, 28) * 255).round() / 255
     options: dict[str, Any] = {"architecture": architecture, "hidden": hidden}
     plain = lipvae.VAE(**options).to(settings.device)
-    providers = [
-        Provider(PLAIN, "limit", step(plain, x)),
-        Provider(PUBLIC, "ours", step(lipschitz_vae(settings, **options), x)),
-    ]
+    model = lipvae.LipschitzVAE(**options).to(settings.device)
+    steps = [stepping(plain, settings.device), stepping(model, settings.device)]
+    for step in steps:
+        for _ in range(STEPS):
+            step()
+    providers = [Provider(PLAIN, "limit", steps[0]), Provider(PUBLIC, "ours", steps[1])]
     skipped: dict[str, str] = {}
     if architecture == "fc":
         peer(
             providers, skipped, "LNets and deel-torchlip",
-            lambda: step(sort_based(lipschitz_vae(settings, **options)), x),
+            lambda: stepping(sort_based(copy.deepcopy(model)), settings.device),
         )  # fmt: skip
-    shape = {"batch": BATCH, "D": 784, "m": plain.latent_dim}
-    return Case("training", f"{architecture}, Adam", shape, x.dtype, providers, skipped=skipped)
+    shape = {"batch": BATCH, "D": SIDE**2, "m": plain.latent_dim}
+    like = next(plain.parameters())
+    return Case("training", f"{architecture}, Adam", shape, like.dtype, providers, skipped=skipped)
 
 
 def cases(settings: Settings) -> Iterator[Case]:

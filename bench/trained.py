@@ -1,0 +1,62 @@
+"""Weights as training leaves them: after a short run on patches of scikit-learn's photographs."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import lipvae
+from lipvae._moments import forget_tiny_moments
+from lipvae.nn import LipschitzLinear
+
+# Most of the projected weight is zero after twenty.
+STEPS = 200
+BATCH, SIDE, COUNT = 128, 28, 2560
+
+
+@functools.cache
+def patches(device: str) -> Tensor:
+    """[COUNT, 1, SIDE, SIDE], grey."""
+    return lipvae.data.photo_patches(SIDE, COUNT, seed=0).float().to(device)
+
+
+def stepping(model: nn.Module, device: str) -> Callable[[], None]:
+    """One step of :func:`lipvae.fit`: forward pass, backward pass and Adam, on the next batch."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    following = itertools.cycle(patches(device).split(BATCH)).__next__
+    count = itertools.count()
+    model.train()
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss = -model.elbo(following()).mean()
+        loss.backward()
+        optimizer.step()
+        forget_tiny_moments(optimizer, next(count))
+
+    return run
+
+
+@functools.cache
+def trained_layers(width: int, device: str) -> tuple[LipschitzLinear, ...]:
+    """The hidden layers of a Lipschitz encoder, 784 -> width -> width, after STEPS steps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = lipvae.LipschitzVAE(
+            (1, SIDE, SIDE), latent_dim=10, architecture="fc", hidden=(width, width)
+        ).to(device)
+        step = stepping(model, device)
+        for _ in range(STEPS):
+            step()
+    found = [m for m in model.modules() if isinstance(m, LipschitzLinear)]
+    return tuple(found[:2])
+
+
+def density(layer: LipschitzLinear) -> float:
+    """Share of the projected weight that is not zero."""
+    projected, _ = lipvae.ops.l1_ball(layer.weight.detach(), layer.lipschitz)
+    return float((projected != 0).float().mean())
