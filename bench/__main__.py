@@ -105,7 +105,8 @@ def _measure(arguments: Sequence[str]) -> int:
     print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
     print(f"written to {path}")
     if options.check:
-        print("\n" + bars.table(bars.judge(rows)))
+        asked = options.op or OPS
+        print("\n" + bars.table(v for v in bars.judge(rows) if v.bar.op in asked))
     return 0
 
 

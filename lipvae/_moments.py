@@ -20,8 +20,8 @@ def forget_tiny_moments(optimizer: torch.optim.Optimizer, step: int) -> None:
     """Sets moments below TINY to zero, after every INTERVAL-th step; on CPUs only.
 
     The weights of a pixel that is always black, or of a unit that is never active, get no gradient.
-    Their moments decay without end, become subnormal, and an Intel CPU takes a hundred times longer
-    for each: from the second epoch on, training on Fashion-MNIST took twice its time.
+    Their moments decay until they are subnormal, and an Intel CPU is many times slower with such
+    numbers: from the second epoch on, training on Fashion-MNIST took twice its time.
 
     Args:
         optimizer: after its step.
