@@ -1,5 +1,6 @@
 // Moves groups of g neighbours between memory and registers: e[i] holds element i of as many groups
-// as a vector has lanes, in order. Works in 16-byte blocks, since wider shuffles cost more.
+// as a vector has lanes, in order. Works in 16-byte blocks, since wider shuffles cost more, except for
+// pairs with AVX-512, which picks lanes from two vectors by one instruction.
 #pragma once
 
 #include <utility>
@@ -121,9 +122,31 @@ LIPVAE_INLINE void transpose_blocks(typename Simd<T>::V* e) {
   }
 }
 
+#if defined(__AVX512F__)
+// Lane i of the result is lane at(i) of a and b, one after the other.
+template <class T, class Pattern>
+LIPVAE_INLINE typename Simd<T>::V pick_lanes(typename Simd<T>::V a, typename Simd<T>::V b) {
+  using S = Simd<T>;
+  typename S::I index{};
+  for (int i = 0; i < S::lanes; ++i) index[i] = Pattern::at(i);
+  if constexpr (sizeof(T) == 4)
+    return (typename S::V)_mm512_permutex2var_ps((__m512)a, (__m512i)index, (__m512)b);
+  else
+    return (typename S::V)_mm512_permutex2var_pd((__m512d)a, (__m512i)index, (__m512d)b);
+}
+#endif
+
 template <int g, class T>
 LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
   constexpr int b = Simd<T>::block_lanes;
+#if defined(__AVX512F__)
+  if constexpr (g == 2) {
+    const auto low = Simd<T>::load(p), high = Simd<T>::load(p + Simd<T>::lanes);
+    e[0] = pick_lanes<T, Even>(low, high);
+    e[1] = pick_lanes<T, Odd>(low, high);
+    return;
+  }
+#endif
   if constexpr (g < b) {
     const auto first = load_blocks(p, 2 * b), second = load_blocks(p + b, 2 * b);
     e[0] = shuffle_blocks<T, Even>(first, second);
@@ -140,6 +163,21 @@ LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
 template <int g, bool streaming, class T>
 LIPVAE_INLINE void store_groups(T* p, typename Simd<T>::V* e) {
   constexpr int b = Simd<T>::block_lanes;
+#if defined(__AVX512F__)
+  if constexpr (g == 2) {
+    using S = Simd<T>;
+    const auto low = pick_lanes<T, InterleaveLow<S::lanes>>(e[0], e[1]);
+    const auto high = pick_lanes<T, InterleaveHigh<S::lanes>>(e[0], e[1]);
+    if constexpr (streaming) {
+      store_blocks<true>(p, b, low);  // aligned to blocks alone
+      store_blocks<true>(p + S::lanes, b, high);
+    } else {
+      S::store(p, low);
+      S::store(p + S::lanes, high);
+    }
+    return;
+  }
+#endif
   if constexpr (g < b) {
     store_blocks<streaming>(p, 2 * b, interleave_low<T>(e[0], e[1]));
     store_blocks<streaming>(p + b, 2 * b, interleave_high<T>(e[0], e[1]));
