@@ -22,7 +22,7 @@ from lipvae._packed_model import PackedModel
 from lipvae._workers import for_each
 from lipvae.models import VAE, HypersphericalVAE
 from lipvae.models.posterior import Streams
-from lipvae.noise import standard_normal
+from lipvae.noise import sobol_normal, standard_normal
 from lipvae.refinement import antithetic_noise, refined
 from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
 
@@ -47,12 +47,14 @@ class NoiseTiles:
 
     Args:
         num_samples: K.
-        seed: of the Philox stream.
+        seed: of the Philox stream, or of the scrambling.
         dim: m.
+        kind: "independent" or "sobol".
     """
 
-    def __init__(self, num_samples: int, seed: int, dim: int) -> None:
+    def __init__(self, num_samples: int, seed: int, dim: int, kind: str = "independent") -> None:
         self.num_samples, self._seed, self._dim = num_samples, seed, dim
+        self._draw = sobol_normal if kind == "sobol" else standard_normal
         self._starts = range(0, num_samples, TILE)
         self._kept = self._starts[: NOISE_BUDGET // (8 * TILE * dim)]
         self._tiles: dict[tuple[torch.device, int], Tensor] = {}
@@ -63,7 +65,7 @@ class NoiseTiles:
             tile = self._tiles.get((device, start))
             if tile is None:
                 count = min(TILE, self.num_samples - start)
-                noise = standard_normal(self._seed, count, self._dim, start=start)
+                noise = self._draw(self._seed, count, self._dim, start=start)
                 tile = noise.unsqueeze(1).to(device)
                 if start in self._kept:
                     self._tiles[device, start] = tile
@@ -92,11 +94,11 @@ class StreamTiles:
 Noise = NoiseTiles | StreamTiles
 
 
-def noise_of(model: VAE, num_samples: int, seed: int) -> Noise:
-    """The noise of K samples, as the model's posterior takes it."""
+def noise_of(model: VAE, num_samples: int, seed: int, kind: str = "independent") -> Noise:
+    """The noise of K samples, as the model's posterior takes it; on a sphere there is one kind."""
     if isinstance(model, HypersphericalVAE):
         return StreamTiles(num_samples, seed)
-    return NoiseTiles(num_samples, seed, model.latent_dim)
+    return NoiseTiles(num_samples, seed, model.latent_dim, kind)
 
 
 class ImportancePass:

@@ -38,6 +38,7 @@ class Calibration:
         num_samples: K of `entropy`.
         model: digest of the model's weights.
         refine: steps of the posteriors that `entropy` comes from, see :class:`lipvae.Scorer`.
+        noise: of the samples, likewise.
         decoder_dtype: of the decoder's products there.
     """
 
@@ -47,6 +48,7 @@ class Calibration:
     num_samples: int
     model: str
     refine: int = 0
+    noise: str = "independent"
     decoder_dtype: torch.dtype | None = None
 
     def save(self, path: StrPath) -> None:
@@ -72,6 +74,7 @@ class Calibration:
             "num_samples": self.num_samples,
             "model": self.model,
             "refine": self.refine,
+            "noise": self.noise,
             "decoder_dtype": None if self.decoder_dtype is None else str(self.decoder_dtype),
             "posterior": kind,
         }
@@ -98,6 +101,7 @@ class Calibration:
                 num_samples=int(content["num_samples"]),
                 model=str(content["model"]),
                 refine=int(content["refine"]),
+                noise=str(content["noise"]),
                 decoder_dtype=None
                 if dtype is None
                 else DECODER_DTYPES[dtype.removeprefix("torch.")],

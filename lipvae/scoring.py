@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from lipvae.calibration import Calibration, fingerprint
 from lipvae.models import VAE, BayesianVAE, Ensemble
 from lipvae.scores import Evidence
 from lipvae.statistics import ImportanceStatistics
+
+NOISES = ("independent", "sobol")
 
 # Images that an accelerator decodes at once, TILE samples of each.
 DEFAULT_BLOCK = 64
@@ -74,12 +76,15 @@ class Scorer:
     the hole indicator; docs/results.md shows where it helps and where it does not. A step decodes
     80 samples, 16 of them with a gradient.
 
+    With ``noise="sobol"`` the samples fill the posterior evenly (randomised quasi-Monte Carlo). It
+    costs nothing, and a score then hangs less on the seed: docs/results.md.
+
     The decoder does most of the work. With `decoder_dtype` its weights and activations are rounded
     to 16 bits, for hardware whose products are faster there; docs/performance.md has what that does
     to the scores. Encoder, samples, densities and sums keep their precision.
 
-    A score depends on (model, x, seed, num_samples, refine, decoder_dtype) only. On a CPU it is the
-    same bit for bit whatever the batch, its order and size, the other rows and the number of
+    A score depends on (model, x, seed, num_samples, refine, noise, decoder_dtype) only. On a CPU it
+    is the same bit for bit whatever the batch, its order and size, the other rows and the number of
     threads: every image is computed by one thread, alone or in products whose rows do not reach
     each other, with noise keyed by (seed, k), and as many groups of images at once as torch has
     threads. On an accelerator images are computed in padded blocks of `batch_size`, so the shapes
@@ -99,6 +104,8 @@ class Scorer:
         calibration: what :meth:`calibrate` found before, of this model and K.
         refine: steps by which each input's mean is moved; 0 takes the encoder's. Normal posteriors
             only.
+        noise: "independent" samples, or "sobol" for scrambled Sobol points, which are best with K a
+            power of two. Normal posteriors only.
         decoder_dtype: torch.bfloat16 or torch.float16; None for the model's own.
 
     Raises:
@@ -133,6 +140,7 @@ class Scorer:
         num_draws: int = 8,
         calibration: Calibration | None = None,
         refine: int = 0,
+        noise: Literal["independent", "sobol"] = "independent",
         decoder_dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(model, VAE | Ensemble):
@@ -156,12 +164,21 @@ class Scorer:
             calibrated=calibration is not None,
         )
         self.refine = check_count("refine", refine, 0)
+        if noise not in NOISES:
+            raise ValueError(f"noise must be {' or '.join(NOISES)}, got {noise!r}")
+        self.noise = noise
         members = model.members if isinstance(model, Ensemble) else [model]
-        if refine and any(m.posterior_family != "normal" for m in members):
-            raise ValueError(
-                f"refine must be 0 for a posterior that is not normal, got {refine} "
-                f"for {type(model).__name__}"
-            )
+        if any(m.posterior_family != "normal" for m in members):
+            if refine:
+                raise ValueError(
+                    f"refine must be 0 for a posterior that is not normal, got {refine} "
+                    f"for {type(model).__name__}"
+                )
+            if noise != "independent":
+                raise ValueError(
+                    f"noise must be independent for a posterior that is not normal, got {noise!r} "
+                    f"for {type(model).__name__}"
+                )
         self.decoder_dtype = check_decoder_dtype(decoder_dtype, members)
         self._noise: dict[tuple[str, int], Noise] = {}
         self._drawn: tuple[PackedModel, Ensemble] | None = None
@@ -279,6 +296,10 @@ class Scorer:
                 raise ValueError(
                     f"calibration must be of refine={self.refine}, got one of {value.refine}"
                 )
+            if value.noise != self.noise:
+                raise ValueError(
+                    f"calibration must be of noise={self.noise!r}, got one of {value.noise!r}"
+                )
             if value.decoder_dtype != self.decoder_dtype:
                 raise ValueError(
                     f"calibration must be of decoder_dtype={self.decoder_dtype}, got one of "
@@ -329,6 +350,7 @@ class Scorer:
             num_samples=self.num_samples,
             model=fingerprint(model),
             refine=self.refine,
+            noise=self.noise,
             decoder_dtype=self.decoder_dtype,
         )
         return self
@@ -342,7 +364,7 @@ class Scorer:
         """Inside :meth:`_evaluating` of the model."""
         key = (model.posterior_family, model.latent_dim)
         if key not in self._noise:
-            self._noise[key] = noise_of(model, self.num_samples, self.seed)
+            self._noise[key] = noise_of(model, self.num_samples, self.seed, self.noise)
         return ImportancePass(
             model,
             self._noise[key],
@@ -443,5 +465,6 @@ class Scorer:
             f"Scorer({type(self.model).__name__}, scores={self.names}, "
             f"num_samples={self.num_samples}, seed={self.seed}"
             f"{f', refine={self.refine}' if self.refine else ''}"
+            f"{f', noise={self.noise!r}' if self.noise != 'independent' else ''}"
             f"{f', decoder_dtype={self.decoder_dtype}' if self.decoder_dtype else ''})"
         )

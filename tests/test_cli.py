@@ -435,6 +435,22 @@ def test_refine(tmp_path: Path, model: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:this CPU has no instructions")
+def test_noise(tmp_path: Path, model: Path) -> None:
+    x = data.load("digits", "test").images[:5].numpy()
+    np.save(tmp_path / "x.npy", x)
+    arguments = [model, tmp_path / "x.npy", "--num-samples", 16, "--scores", "elbo"]
+    found = rows(run("score", *arguments, "--noise", "sobol").stdout)
+    loaded = lipvae.load(model / "model.safetensors")
+    images = torch.from_numpy(x).float() / 255
+    truth = lipvae.Scorer(loaded, ["elbo"], num_samples=16, noise="sobol")(images)["elbo"]
+    assert [float(row["elbo"]) for row in found] == truth.tolist()
+    text = run(
+        "evaluate", model, "-i", "digits", "-u", "near-black", "--limit", 9, "--noise", "sobol"
+    ).stdout
+    assert "sobol noise" in text
+    assert "--noise must be independent or sobol" in refused("score", *arguments, "--noise", "x")
+
+
 def test_decoder_dtype(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "numbers.json"
     arguments = ["evaluate", model, "-i", "digits", "-u", "near-black", "--limit", 10]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lipvae.noise import philox4x32, standard_normal, uniform
+from lipvae.noise import philox4x32, sobol_normal, standard_normal, uniform
 
 # Known answers of Philox4x32-10 published with Random123: counter, key, result.
 KNOWN = [
@@ -118,3 +118,53 @@ def test_empty() -> None:
 def test_bad_arguments(arguments: dict, error: type[Exception], named: str) -> None:
     with pytest.raises(error, match=named):
         uniform(**arguments)
+
+
+# Sobol points.
+
+
+def test_sobol_points_have_one_in_each_stratum() -> None:
+    for count in (1, 8, 64, 1024):
+        cells = (torch.special.ndtr(sobol_normal(7, count, 12)) * count).floor()
+        expected = torch.arange(count, dtype=torch.float64)[:, None].expand(-1, 12)
+        assert torch.equal(cells.sort(0).values, expected)
+
+
+def test_sobol_rows_depend_on_their_index_alone() -> None:
+    whole = sobol_normal(3, 300, 10)
+    assert whole.dtype == torch.float64
+    assert torch.equal(whole[130:257], sobol_normal(3, 127, 10, start=130))
+    assert not torch.equal(whole, sobol_normal(4, 300, 10))
+    assert sobol_normal(2**64 - 1, 0, 3).shape == (0, 3)
+
+
+def test_each_sobol_row_is_normal() -> None:
+    rows = torch.stack([sobol_normal(seed, 6, 2) for seed in range(1500)])
+    for k in range(6):
+        assert stats.kstest(rows[:, k].flatten().numpy(), "norm").pvalue > 1e-3
+    correlation = torch.corrcoef(rows[:, 3].T)
+    assert abs(float(correlation[0, 1])) < 5 / 1500**0.5
+
+
+def test_means_over_sobol_points_are_closer() -> None:
+    def error(draw) -> float:
+        means = [draw(seed, 128, 10).square().sum(1).sqrt().mean() for seed in range(40)]
+        return float(torch.stack(means).std())
+
+    assert error(sobol_normal) < 0.35 * error(standard_normal)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"seed": -1, "num_samples": 1, "dim": 1}, ValueError),
+        ({"seed": 2**64, "num_samples": 1, "dim": 1}, ValueError),
+        ({"seed": 0, "num_samples": 2, "dim": 1, "start": 2**30 - 1}, ValueError),
+        ({"seed": 0, "num_samples": 1, "dim": 0}, ValueError),
+        ({"seed": 0, "num_samples": 1, "dim": 30_000}, ValueError),
+        ({"seed": 0, "num_samples": 1.5, "dim": 1}, TypeError),
+    ],
+)
+def test_bad_sobol_arguments(arguments: dict, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        sobol_normal(**arguments)

@@ -24,7 +24,7 @@ from lipvae._packed_model import PackedModel
 from lipvae._workers import for_each
 from lipvae.calibration import Calibration
 from lipvae.models import VAE, HypersphericalVAE, LipschitzVAE
-from lipvae.noise import standard_normal
+from lipvae.noise import sobol_normal, standard_normal
 from lipvae.scores import SCORES
 from lipvae.scoring import Scorer
 
@@ -562,3 +562,48 @@ def test_scores_of_draws_and_of_the_mean_in_any_order() -> None:
     changed = scorer(x)
     assert same(changed, Scorer(model, names, num_samples=4, num_draws=2)(x))
     assert not torch.equal(changed["waic"], expected["waic"])
+
+
+@pytest.mark.parametrize("architecture", ["fc", "conv"])
+def test_sobol_noise(architecture: str) -> None:
+    torch.manual_seed(5)
+    hidden = {"fc": (24,), "conv": (4, 8, 16)}[architecture]
+    model = lipvae.VAE((1, 8, 8), 3, architecture=architecture, hidden=hidden).eval()
+    x = torch.rand(11, 1, 8, 8)
+    scorer = Scorer(model, num_samples=150, seed=1, noise="sobol")
+    found = scorer(x)
+    assert all(torch.equal(scorer(x[6:])[name], found[name][6:]) for name in found)
+    assert not same(found, Scorer(model, num_samples=150, seed=1)(x))
+    # Its samples are those of sobol_normal.
+    with torch.no_grad():
+        q = model.encode(x)
+        z = q.loc.double() + q.scale.double() * sobol_normal(1, 150, 3).unsqueeze(1)
+        logits = model.decode(z.flatten(0, 1).float()).view(150, 11, 64)
+    target = x.flatten(1).double()
+    log_likelihood = (target * logits.double() - nn.functional.softplus(logits.double())).sum(-1)
+    torch.testing.assert_close(found["hole_indicator"], log_likelihood.std(0), rtol=1e-4, atol=1e-5)
+    # Scores hang less on the seed.
+    spread = [
+        torch.stack([Scorer(model, ["elbo"], 64, s, noise=noise)(x)["elbo"] for s in range(12)])
+        .std(0)
+        .mean()
+        for noise in ("sobol", "independent")
+    ]
+    assert spread[0] < 0.5 * spread[1]
+
+
+def test_noise_is_part_of_a_calibration_and_of_a_normal_posterior(tmp_path) -> None:
+    with pytest.raises(ValueError, match="noise must be independent or sobol, got 'halton'"):
+        Scorer(lipvae.VAE((1, 8, 8), 2, "fc", (8,)), noise="halton")
+    sphere = lipvae.HypersphericalVAE((1, 8, 8), 3, "fc", (8,))
+    with pytest.raises(ValueError, match=r"noise must be independent .* HypersphericalVAE"):
+        Scorer(sphere, noise="sobol")
+    model = lipvae.VAE((1, 8, 8), 2, "fc", (8,))
+    data = torch.rand(9, 1, 8, 8)
+    scorer = Scorer(model, ["typicality"], 8, noise="sobol").calibrate(data)
+    scorer.calibration.save(tmp_path / "c")
+    kept = Calibration.load(tmp_path / "c")
+    again = Scorer(model, ["typicality"], 8, noise="sobol", calibration=kept)
+    assert torch.equal(again(data)["typicality"], scorer(data)["typicality"])
+    with pytest.raises(ValueError, match="calibration must be of noise='independent', got one of"):
+        Scorer(model, ["typicality"], 8, calibration=kept)

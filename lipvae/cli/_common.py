@@ -21,7 +21,7 @@ from lipvae.inputs import Batch, Inputs, open_inputs, read_all
 from lipvae.models import VAE, Ensemble
 from lipvae.persistence import load
 from lipvae.scores import ALL, SCORES
-from lipvae.scoring import Scorer
+from lipvae.scoring import NOISES, Scorer
 from lipvae.training import DivergenceError
 
 MODEL_FILE = "model.safetensors"
@@ -71,6 +71,13 @@ Refine = Annotated[
         min=0,
         help="Steps by which each image's latent mean goes up its own ELBO before it is sampled: "
         "slower, and another score.",
+        rich_help_panel="Scores",
+    ),
+]
+Noise = Annotated[
+    str,
+    typer.Option(
+        help="independent samples, or sobol: evenly spread, for scores that hang less on the seed.",
         rich_help_panel="Scores",
     ),
 ]
@@ -183,6 +190,7 @@ def make_scorer(
     batch_size: int,
     training: str | None = None,
     refine: int = 0,
+    noise: str = "independent",
     decoder_dtype: str | None = None,
 ) -> Scorer:
     """The scorer of the options.
@@ -195,8 +203,11 @@ def make_scorer(
         batch_size: the option --batch-size.
         training: the option --calibrate.
         refine: the option --refine.
+        noise: the option --noise.
         decoder_dtype: the option --decoder-dtype.
     """
+    if noise not in NOISES:
+        raise ValueError(f"--noise must be {' or '.join(NOISES)}, got {noise!r}")
     if decoder_dtype is not None and decoder_dtype not in DECODER_DTYPES:
         raise ValueError(
             f"--decoder-dtype must be {' or '.join(DECODER_DTYPES)}, got {decoder_dtype!r}"
@@ -207,6 +218,7 @@ def make_scorer(
         scores = ALL if scores == [ALL] else scores
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "refine": refine}
     options["batch_size"] = min(batch_size, 64)
+    options["noise"] = noise
     options["decoder_dtype"] = None if decoder_dtype is None else DECODER_DTYPES[decoder_dtype]
     scorer = Scorer(model, scores, **options)
     if training is not None:

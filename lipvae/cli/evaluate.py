@@ -37,6 +37,7 @@ def evaluate(
     scores: common.ScoreNames = None,
     num_samples: common.NumSamples = 128,
     refine: common.Refine = 0,
+    noise: common.Noise = "independent",
     calibrate: common.CalibrationImages = None,
     split: common.Split = "test",
     resize: common.Resize = False,
@@ -58,7 +59,7 @@ def evaluate(
     """
     loaded = common.load_model(model, device)
     scorer = common.make_scorer(
-        loaded, scores, num_samples, seed, batch_size, calibrate, refine, decoder_dtype
+        loaded, scores, num_samples, seed, batch_size, calibrate, refine, noise, decoder_dtype
     )
     shape = loaded.input_shape
     inner = open_inputs(inliers, shape, split=split, resize=resize)
@@ -81,6 +82,7 @@ def evaluate(
     }
     title = f"{type(loaded).__name__}, K = {num_samples}"
     title += f", refine = {refine}" if refine else ""
+    title += f", {noise} noise" if noise != "independent" else ""
     title += f", decoder in {decoder_dtype}" if decoder_dtype else ""
     if json_out is not None and str(json_out) == "-":
         typer.echo(json.dumps(content, indent=2))
@@ -103,5 +105,6 @@ def describe(scorer: Scorer) -> dict[str, Any]:
         "num_samples": scorer.num_samples,
         "seed": scorer.seed,
         "refine": scorer.refine,
+        "noise": scorer.noise,
         "decoder_dtype": None if scorer.decoder_dtype is None else str(scorer.decoder_dtype),
     }

@@ -30,6 +30,7 @@ def score(
     scores: common.ScoreNames = None,
     num_samples: common.NumSamples = 128,
     refine: common.Refine = 0,
+    noise: common.Noise = "independent",
     calibrate: common.CalibrationImages = None,
     inliers: Annotated[
         str | None,
@@ -62,7 +63,7 @@ def score(
     """
     loaded = common.load_model(model, device)
     scorer = common.make_scorer(
-        loaded, scores, num_samples, seed, batch_size, calibrate, refine, decoder_dtype
+        loaded, scores, num_samples, seed, batch_size, calibrate, refine, noise, decoder_dtype
     )
     shape = loaded.input_shape
     sources = [open_inputs(spec, shape, split=split, resize=resize) for spec in inputs]
