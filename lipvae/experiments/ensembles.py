@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lipvae.experiments import markdown, table2
@@ -35,8 +36,10 @@ ENSEMBLES = (
         for spec in (
             LIPSCHITZ,
             VANILLA,
-            fully_connected(lipschitz_spec(20)),
-            fully_connected(VANILLA),
+            *(
+                replace(fully_connected(spec), title=f"{spec.title}, fully connected")
+                for spec in (lipschitz_spec(20), VANILLA)
+            ),
         )
     ),
     EnsembleSpec(BAYESIAN, "bayes"),
@@ -127,7 +130,7 @@ def _auroc(entry: dict[str, Any], group: str, part: str, score: str) -> str:
 def render(result: dict[str, Any]) -> str:
     """The tables as Markdown."""
     budget = result["budget"]
-    parts = [markdown.preamble(TITLE, result)]
+    parts = [markdown.preamble(TITLE, result, draws=False)]
     parts.append(
         f"AUROC. Ensembles of {MEMBERS} trainings that share no seed, or of {budget['num_draws']} "
         f"draws; each model takes K = {budget['num_samples']} samples. SWAG and SGHMC draw in one "

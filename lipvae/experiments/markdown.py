@@ -66,20 +66,20 @@ def rows_table(rows: Sequence[dict[str, Any]]) -> str:
     return table(header, lines)
 
 
-def preamble(title: str, result: dict[str, Any]) -> str:
-    """Title, command and machine."""
+def preamble(title: str, result: dict[str, Any], *, draws: bool = True) -> str:
+    """Title, command, machine and budget; `draws`: also that of a Bayesian model's ensemble."""
     machine = result["environment"]
     budget = result["budget"]
     seeds = ", ".join(map(str, result["seeds"]))
     images = budget["images"] or "all"
+    ensemble = f"; ensembles of {budget['num_draws']} draws with K = {budget['draw_samples']}"
     return (
         f"# {title}\n\n"
         f"`{result['command']}`, {machine['device']}, {machine['threads']} thread(s) "
         f"({machine['machine']}), lipvae {machine['lipvae']}, torch {machine['torch']}.\n"
         f"Seeds {seeds}; {budget['grey_epochs']} epochs for grey images, "
         f"{budget['colour_epochs']} for colour; {images} test images of each set, "
-        f"K = {budget['num_samples']}; ensembles of {budget['num_draws']} draws with "
-        f"K = {budget['draw_samples']}.\n"
+        f"K = {budget['num_samples']}{ensemble if draws else ''}.\n"
         'Percent; mean ± sample standard deviation over seeds. A dash under "paper" is a figure '
         "that is not known here.\n"
     )
