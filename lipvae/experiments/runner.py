@@ -35,8 +35,8 @@ _SNAPSHOTS = 20
 
 # Groups of scores, by what they cost: one pass; a pass of each draw; gradient steps; no model.
 # "statistics" is the part of "single" that needs no code lengths and no training images, and
-# "refined" the same of posteriors whose means went up the ELBO first. "ensemble" is "draws" with as
-# many samples of each model as one model alone takes.
+# "refined" the same of posteriors whose means went up the ELBO first. "draws" goes by the models'
+# log-likelihoods, for which few samples do; in "ensemble" each takes as many as a model alone.
 SINGLE = tuple(
     name
     for name, score in SCORES.items()
@@ -46,7 +46,7 @@ STATISTICS = tuple(name for name in SINGLE if SCORES[name].source == "statistics
 DRAWS = tuple(score.name for score in ensembles.SCORES)
 GROUPS: dict[str, tuple[str, ...]] = {
     "single": SINGLE,
-    "draws": DRAWS,
+    "draws": tuple(name for name in DRAWS if SCORES[name].of == "is_log_likelihood"),
     "regret": ("likelihood_regret",),
     "confounds": tuple(score.name for score in confounds.SCORES),
     "statistics": STATISTICS,

@@ -43,8 +43,6 @@ ROWS = (
     Row(VANILLA, "stds_of_lls"),
     Row(BAYESIAN, "ensemble_stds_of_lls"),
     Row(BAYESIAN, "ensemble_log_likelihood"),
-    Row(BAYESIAN, "mean_hole_indicator"),
-    Row(BAYESIAN, "mean_stds_of_lls"),
     Row(LIPSCHITZ, "is_log_likelihood"),
     Row(LIPSCHITZ, "f_lip"),
     Row(LIPSCHITZ, "f_agg"),
