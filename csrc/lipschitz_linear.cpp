@@ -47,12 +47,7 @@ void multiply_listed(const LipschitzLinear& a, const Entries<T>& w) {
   T* const side_by_side = static_cast<T*>(scratch.get());
   for (Tile<T> tile = Tile<T>::at(0, rows); tile.rows > 0; tile = Tile<T>::at(tile.first + tile.rows, rows)) {
     const std::int64_t width = tile.width();
-    constexpr std::int64_t line = 64 / std::int64_t(sizeof(T));
-    parallel_for((inner + line - 1) / line, 2.0 * double(inner) * double(width) * sizeof(T), a.threads,
-                 [&](std::int64_t begin, std::int64_t end) {
-                   const std::int64_t last = end * line < inner ? end * line : inner;
-                   lay_side_by_side(x, inner, tile, begin * line, last, side_by_side + begin * line * width);
-                 });
+    lay_side_by_side(x, inner, tile, a.threads, side_by_side);
     const double bytes = 2.0 * double(columns) * double(width) * sizeof(T);
     parallel_for((columns + lanes - 1) / lanes, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
       T sums[lanes * Tile<T>::most_rows];
@@ -60,15 +55,16 @@ void multiply_listed(const LipschitzLinear& a, const Entries<T>& w) {
         const std::int64_t c = block * lanes, count = columns - c < lanes ? columns - c : lanes;
         with_vectors(tile, [&](auto vectors) {
           for (std::int64_t i = 0; i < count; ++i)
-            multiply_entries<decltype(vectors)::value>(side_by_side, w, c + i, inner, bias ? bias[c + i] : T(0),
-                                                       sums + i * width);
+            multiply_entries<decltype(vectors)::value>(side_by_side, w, c + i, inner,
+                                                       bias ? bias[c + i] : T(0), sums + i * width);
         });
         transpose(sums, width, count, tile.rows, y + tile.first * columns + c, columns);
       }
     });
     if (all_finite(x + tile.first * inner, tile.rows * inner)) continue;
     for (std::int64_t r = tile.first; r < tile.first + tile.rows; ++r)
-      if (!all_finite(x + r * inner, inner)) multiply_all(x + r * inner, w, columns, inner, bias, y + r * columns);
+      if (!all_finite(x + r * inner, inner))
+        multiply_all(x + r * inner, w, columns, inner, bias, y + r * columns);
   }
   if (a.group_size)
     group_sort({y, y, a.code, rows, columns, 1, a.group_size, a.dtype, a.threads, 0});

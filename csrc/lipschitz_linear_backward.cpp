@@ -7,18 +7,6 @@
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
-constexpr std::int64_t line_bytes = 64;
-
-template <class T>
-void side_by_side(const T* from, std::int64_t columns, const Tile<T>& tile, int threads, T* to) {
-  constexpr std::int64_t line = line_bytes / std::int64_t(sizeof(T));
-  const double bytes = 2.0 * double(columns) * double(tile.width()) * sizeof(T);
-  parallel_for((columns + line - 1) / line, bytes, threads, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t last = end * line < columns ? end * line : columns;
-    lay_side_by_side(from, columns, tile, begin * line, last, to + begin * line * tile.width());
-  });
-}
-
 // sums[e] += the sum over the tile's rows of grad x, for each entry e of a column.
 template <int vectors, class T>
 void add_products(const T* grad, const T* x, const Entries<T>& w, std::int64_t column, T* sums) {
@@ -96,9 +84,9 @@ void backward(const LipschitzLinearBackward& a) {
       for (std::int64_t e = w.extent[2 * c]; e < w.extent[2 * c + 1]; ++e) sums[e] = T(0);
   for (Tile<T> tile = Tile<T>::at(0, rows); tile.rows > 0; tile = Tile<T>::at(tile.first + tile.rows, rows)) {
     const std::int64_t width = tile.width();
-    side_by_side(grad, columns, tile, a.threads, grad_tile);
+    lay_side_by_side(grad, columns, tile, a.threads, grad_tile);
     if (grad_weight) {
-      side_by_side(x, inner, tile, a.threads, x_tile);
+      lay_side_by_side(x, inner, tile, a.threads, x_tile);
       parallel_for(columns, column_bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
         with_vectors(tile, [&](auto vectors) {
           for (std::int64_t c = begin; c < end; ++c)
@@ -120,11 +108,9 @@ void backward(const LipschitzLinearBackward& a) {
         });
       }
     });
-    constexpr std::int64_t line = line_bytes / std::int64_t(sizeof(T));
-    parallel_for((inner + line - 1) / line, inner_bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-      const std::int64_t last = end * line < inner ? end * line : inner;
-      transpose(x_tile + begin * line * width, width, last - begin * line, tile.rows,
-                grad_x + tile.first * inner + begin * line, inner);
+    for_each_line<T>(inner, inner_bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+      transpose(x_tile + begin * width, width, end - begin, tile.rows, grad_x + tile.first * inner + begin,
+                inner);
     });
   }
   if (!grad_weight) return;

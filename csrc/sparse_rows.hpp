@@ -96,15 +96,25 @@ void transpose(const T* from, std::int64_t from_stride, std::int64_t rows, std::
       to[i * to_stride + r] = from[r * from_stride + i];
 }
 
-// Columns [begin, end) of rows [tile.first, ...) side by side: to [end - begin, tile.width()]. Lanes
-// without a row become 0.
+// Runs body(begin, end) over [0, columns), in ranges that begin at a cache line of columns.
+template <class T, class Body>
+void for_each_line(std::int64_t columns, double bytes, int threads, Body&& body) {
+  constexpr std::int64_t line = 64 / std::int64_t(sizeof(T));
+  parallel_for((columns + line - 1) / line, bytes, threads, [&](std::int64_t begin, std::int64_t end) {
+    body(begin * line, end * line < columns ? end * line : columns);
+  });
+}
+
+// The tile's rows of a matrix side by side: to [columns, tile.width()]. Lanes without a row become 0.
 template <class T>
-void lay_side_by_side(const T* from, std::int64_t stride, const Tile<T>& tile, std::int64_t begin,
-                      std::int64_t end, T* to) {
+void lay_side_by_side(const T* from, std::int64_t columns, const Tile<T>& tile, int threads, T* to) {
   const std::int64_t width = tile.width();
-  transpose(from + tile.first * stride + begin, stride, tile.rows, end - begin, to, width);
-  for (std::int64_t r = tile.rows; r < width; ++r)
-    for (std::int64_t i = 0; i < end - begin; ++i) to[i * width + r] = T(0);
+  const double bytes = 2.0 * double(columns) * double(width) * sizeof(T);
+  for_each_line<T>(columns, bytes, threads, [&](std::int64_t begin, std::int64_t end) {
+    transpose(from + tile.first * columns + begin, columns, tile.rows, end - begin, to + begin * width, width);
+    for (std::int64_t r = tile.rows; r < width; ++r)
+      for (std::int64_t i = begin; i < end; ++i) to[i * width + r] = T(0);
+  });
 }
 
 template <class T>
