@@ -168,8 +168,8 @@ def fit(
     }
     out.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for path in out.glob(f"{checkpoint.stem}*{checkpoint.suffix}"):
-            path.unlink()
+        for path in (checkpoint, *out.glob(f"{checkpoint.stem}-[0-9]*{checkpoint.suffix}")):
+            path.unlink(missing_ok=True)
     trained: VAE | Ensemble
     if members == 1:
         trained, histories = model_0, [lipvae.fit(model_0, images, **options)]
