@@ -275,8 +275,7 @@ bool lipschitz_linear_forward(Address x, Address weight, Address bias, double ra
       pointer<const void>(x), pointer<const void>(weight), pointer<const void>(bias), radius,
       pointer<const double>(warm), pointer<void>(y), pointer<double>(threshold), pointer<void>(projected),
       pointer<void>(panels), group_size, pointer<std::uint8_t>(code), rows,
-      columns, inner, dtype_of(dtype), threads,
-      pointer<void>(entries), &listed};
+      columns, inner, dtype_of(dtype), threads, pointer<void>(entries), &listed};
   py::gil_scoped_release release;
   lipvae::kernels().lipschitz_linear(arguments);
   return listed;
@@ -293,7 +292,8 @@ void lipschitz_linear_backward(Address grad, Address x, Address entries, Address
   check_address("threshold", threshold, columns);
   const lipvae::LipschitzLinearBackward arguments{
       pointer<const void>(grad), pointer<const void>(x), pointer<const void>(entries),
-      pointer<const double>(threshold), pointer<void>(grad_x), pointer<void>(grad_weight), rows, columns, inner, dtype_of(dtype), threads};
+      pointer<const double>(threshold), pointer<void>(grad_x), pointer<void>(grad_weight), rows,
+      columns, inner, dtype_of(dtype), threads};
   py::gil_scoped_release release;
   lipvae::kernels().lipschitz_linear_backward(arguments);
 }

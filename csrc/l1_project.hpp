@@ -38,19 +38,33 @@ double settle(const RowProblem<T>& row, double tau) {
   return tau;
 }
 
+template <class T>
+struct SoftThreshold {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using I = typename S::I;
+  V level, high, low;
+
+  explicit SoftThreshold(SplitThreshold<T> tau)
+      : level(S::splat(tau.level)), high(S::splat(tau.high)), low(S::splat(tau.low)) {}
+  // Lanes with |w| > tau.
+  LIPVAE_INLINE I active(V w) const { return S::abs(w) > level; }
+  // sign(w) (|w| - tau), in those lanes.
+  LIPVAE_INLINE V shrink(V w) const { return (V)((I)((S::abs(w) - high) - low) | S::sign(w)); }
+};
+
 // Writes sign(w) max(|w| - tau, 0) and returns how many |w| > tau there are.
 template <bool streaming, class T>
 std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau) {
   using S = Simd<T>;
   using V = typename S::V;
   using I = typename S::I;
-  const V level = S::splat(tau.level), high = S::splat(tau.high), low = S::splat(tau.low);
+  const SoftThreshold<T> soft(tau);
   I count[2] = {};
   auto project = [&](V v, int u) {
-    const V a = S::abs(v);
-    const I active = a > level;
+    const I active = soft.active(v);
     count[u] -= active;
-    return (V)(active & ((I)((a - high) - low) | S::sign(v)));
+    return S::keep(active, soft.shrink(v));
   };
   std::int64_t i = 0;
   if constexpr (streaming) {

@@ -5,7 +5,7 @@
 // vector pair for each step along the inner dimension.
 #pragma once
 
-#include "groups.hpp"
+#include "transpose.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 
@@ -34,29 +34,13 @@ struct Panel {
 // One panel of the columns [0, columns) whose weights lie `inner` apart. Columns beyond are 0.
 template <class T>
 void pack_panel(const T* weight, const T* bias, std::int64_t columns, std::int64_t inner, T* panel) {
-  using S = Simd<T>;
-  constexpr int width = Panel<T>::width, steps = S::block_lanes, line = 64 / int(sizeof(T));
+  constexpr int width = Panel<T>::width;
   const int filled = columns < width ? int(columns) : width;
   for (int c = 0; c < width; ++c) panel[c] = c < filled && bias ? bias[c] : T(0);
   panel += width;
-  std::int64_t i = 0;
-  if (filled == width) {
-    // A line of half of the columns at a time: rows a power of two apart share few places in a cache.
-    for (; i + line <= inner; i += line)
-      for (int first = 0; first < width; first += S::lanes)
-#pragma GCC unroll 4
-        for (std::int64_t step = i; step < i + line; step += steps) {
-          typename S::V e[steps];
-#pragma GCC unroll 4
-          for (int j = 0; j < steps; ++j)
-            e[j] = load_blocks(weight + (first + j) * inner + step, steps * inner);
-          transpose_blocks<T>(e);
-#pragma GCC unroll 4
-          for (int j = 0; j < steps; ++j) S::store(panel + (step + j) * width + first, e[j]);
-        }
-  }
-  for (; i < inner; ++i)
-    for (int c = 0; c < width; ++c) panel[i * width + c] = c < filled ? weight[c * inner + i] : T(0);
+  transpose<T>(weight, inner, filled, inner, panel, width);
+  for (std::int64_t i = 0; filled < width && i < inner; ++i)
+    for (int c = filled; c < width; ++c) panel[i * width + c] = T(0);
 }
 
 // Products of a few rows of x with one panel, for a part of the inner dimension.

@@ -6,6 +6,7 @@
 #include "l1_project.hpp"
 #include "panels.hpp"
 #include "parallel.hpp"
+#include "transpose.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 
@@ -27,19 +28,16 @@ template <class T>
 std::int64_t list_row(const T* w, std::int64_t n, double tau, const Entries<T>& to, std::int64_t row,
                       std::int64_t at, std::int64_t end) {
   using S = Simd<T>;
-  using V = typename S::V;
-  using I = typename S::I;
   to.extent[2 * row] = at;
   if (tau > 0.0) {
-    const SplitThreshold<T> parts = split(tau, T());
-    const V level = S::splat(parts.level), high = S::splat(parts.high), low = S::splat(parts.low);
+    const SoftThreshold<T> soft(split(tau, T()));
     for (std::int64_t i = 0; i < n; i += S::lanes) {
-      const V v = n - i < S::lanes ? S::load_first(w + i, n - i) : S::load(w + i), a = S::abs(v);
-      unsigned set = S::movemask(a > level);
+      const typename S::V v = n - i < S::lanes ? S::load_first(w + i, n - i) : S::load(w + i);
+      unsigned set = S::movemask(soft.active(v));
       if (!set) continue;
       if (at + S::lanes > end) return -1;
       T value[S::lanes];
-      S::store(value, (V)((I)((a - high) - low) | S::sign(v)));
+      S::store(value, soft.shrink(v));
       for (; set; set &= set - 1, ++at) {
         const int lane = __builtin_ctz(set);
         to.values[at] = value[lane];
@@ -71,30 +69,6 @@ struct Tile {
     return tile;
   }
 };
-
-// to[i * to_stride + r] = from[r * from_stride + i].
-template <class T>
-void transpose(const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns, T* to,
-               std::int64_t to_stride) {
-  using S = Simd<T>;
-  constexpr int steps = S::block_lanes, line = 64 / int(sizeof(T));
-  const std::int64_t whole_rows = rows / S::lanes * S::lanes, whole_columns = columns / line * line;
-  for (std::int64_t i = 0; i < whole_columns; i += line)
-    for (std::int64_t r = 0; r < whole_rows; r += S::lanes)
-#pragma GCC unroll 4
-      for (std::int64_t step = i; step < i + line; step += steps) {
-        typename S::V e[steps];
-#pragma GCC unroll 4
-        for (int j = 0; j < steps; ++j)
-          e[j] = load_blocks(from + (r + j) * from_stride + step, steps * from_stride);
-        transpose_blocks<T>(e);
-#pragma GCC unroll 4
-        for (int j = 0; j < steps; ++j) S::store(to + (step + j) * to_stride + r, e[j]);
-      }
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t i = r < whole_rows ? whole_columns : 0; i < columns; ++i)
-      to[i * to_stride + r] = from[r * from_stride + i];
-}
 
 // Runs body(begin, end) over [0, columns), in ranges that begin at a cache line of columns.
 template <class T, class Body>

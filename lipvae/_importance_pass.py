@@ -10,7 +10,7 @@ go through everything in blocks of a fixed size, the last one padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from lipvae.models import VAE, HypersphericalVAE
 from lipvae.models.posterior import Streams
 from lipvae.noise import sobol_normal, standard_normal
 from lipvae.refinement import antithetic_noise, refined
+from lipvae.scores import Score
 from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
 
 # Samples decoded at once. The logits of 128 samples of 784 pixels (0.4 MB) stay in the cache, and
@@ -287,6 +288,11 @@ def by_columns(statistic: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
     """
     blocks = [_padded(part, GROUP, 1).contiguous() for part in table.split(GROUP, 1)]
     return torch.cat([statistic(block) for block in blocks])[: table.shape[1]]
+
+
+def score_of_draws(score: Score, draws: Sequence[ImportanceStatistics]) -> Tensor:
+    """A score of source "draws", [B], of what each model says."""
+    return by_columns(score.statistic, torch.stack([getattr(draw, score.of) for draw in draws]))
 
 
 def _concatenated(posteriors: list[Any]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lipvae import scores as definitions
 from lipvae._decoder_dtype import check_decoder_dtype
-from lipvae._importance_pass import ImportancePass, Noise, by_columns, noise_of
+from lipvae._importance_pass import ImportancePass, Noise, noise_of, score_of_draws
 from lipvae._packed_model import PackedModel
 from lipvae._validate import check_count, check_unit_interval, describe
 from lipvae.batches import Images, as_input, checked, generator
@@ -226,8 +226,7 @@ class Scorer:
             found = {}
             for score in self._scores:
                 if score.source == "draws":
-                    table = torch.stack([getattr(draw, score.of) for draw in evidence.draws])
-                    found[score.name] = by_columns(score.statistic, table)
+                    found[score.name] = score_of_draws(score, evidence.draws)
                     continue
                 part = evidence if score.source == "evidence" else getattr(evidence, score.source)
                 found[score.name] = score.statistic(part)

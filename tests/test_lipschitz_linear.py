@@ -11,7 +11,7 @@ from lipvae import ops, reference
 from lipvae._backend import cpp_availability
 from lipvae.functional import lipschitz_linear
 from lipvae.ops.group_sort import forward as group_sort_forward
-from lipvae.ops.packed_lipschitz import PackedLipschitzLinear, cpp_forward, entries_bytes
+from lipvae.ops.packed_lipschitz import PackedLipschitzLinear, cpp_forward
 
 BACKENDS = ["reference", "cpp"]
 FEW = pytest.mark.parametrize("few", [False, True], ids=["dense", "few"])
@@ -227,16 +227,6 @@ def test_gradcheck_of_a_list_of_entries() -> None:
     assert torch.autograd.gradcheck(
         lambda *inputs: lipschitz_linear(*inputs, 1.3, 2), (x, weight, bias)
     )
-
-
-@CPP
-def test_room_for_entries() -> None:
-    from lipvae import _C
-
-    for columns, inner in ((0, 5), (3, 7), (10, 784)):
-        for code, dtype in enumerate((torch.float32, torch.float64)):
-            size = entries_bytes(torch.empty(columns, inner, dtype=dtype))
-            assert size == _C.entries_bytes(columns, inner, code)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

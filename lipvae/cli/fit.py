@@ -149,7 +149,8 @@ def fit(
             lipschitz,
         )
 
-    # Initialisation draws from the global generator, which no one else uses in this process.
+    # Initialisation draws from the global generator, which no one else uses in this process. Built
+    # before the folder is made: a bad option leaves nothing behind.
     torch.manual_seed(seed)
     model_0 = make()
     options: dict[str, Any] = {

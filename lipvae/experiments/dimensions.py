@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lipvae.experiments import markdown, table2
-from lipvae.experiments.rows import judge, summary
+from lipvae.experiments.rows import judge, summaries, summary
 from lipvae.experiments.runner import Runner
 from lipvae.experiments.settings import GREY_PAIRS, VANILLA, ModelSpec, Pair
 from lipvae.experiments.tasks import Task
@@ -77,12 +77,7 @@ def _point(
         "title": spec.title,
         "family": spec.kind,
         "m": m,
-        "scores": {
-            score: {name: summary([v[name] for v in values]) for name in values[0]}
-            if values
-            else None
-            for score, values in metrics.items()
-        },
+        "scores": {score: summaries(values) for score, values in metrics.items()},
         "kl": over_seeds(kl),
         "log_likelihood": over_seeds(likelihood),
         "validation_elbo": over_seeds(bound),

@@ -8,7 +8,7 @@ from typing import Any
 
 from lipvae.experiments import markdown, table2
 from lipvae.experiments.compactness import DEFAULT_PAIRS as COMPACTNESS_PAIRS
-from lipvae.experiments.rows import judge, summary
+from lipvae.experiments.rows import judge, summaries, summary
 from lipvae.experiments.runner import DRAWS, Runner
 from lipvae.experiments.settings import (
     BAYESIAN,
@@ -88,13 +88,9 @@ def _judged(
                 values.append(judge(of_inliers, of_outliers, "outliers"))
     if not together[DRAWS[0]]:
         return None
-    return {"together": _over(together), "alone": _over(alone)}
-
-
-def _over(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     return {
-        score: {name: summary([value[name] for value in values]) for name in values[0]}
-        for score, values in found.items()
+        "together": {name: summaries(values) for name, values in together.items()},
+        "alone": {name: summaries(values) for name, values in alone.items()},
     }
 
 

@@ -101,6 +101,11 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "spread": spread, "values": list(values)}
 
 
+def summaries(found: Sequence[dict[str, float]]) -> dict[str, Any] | None:
+    """The summary of each metric of `judge` over seeds; None without any."""
+    return {name: summary([each[name] for each in found]) for name in found[0]} if found else None
+
+
 def evaluate(runner: Runner, row: Row, pair: Pair, seeds: Sequence[int]) -> dict[str, Any]:
     """A row of a pair: metrics over the seeds that are there, and the paper's beside them."""
     found: list[dict[str, float]] = []
@@ -116,7 +121,7 @@ def evaluate(runner: Runner, row: Row, pair: Pair, seeds: Sequence[int]) -> dict
         found.append(judge(sets[0][row.score], sets[1][row.score], row.positive))
         used.append(seed)
     known = paper.table_2(row.name, pair.inliers, pair.outliers)
-    metrics = {n: summary([f[n] for f in found]) for n in found[0]} if found else None
+    metrics = summaries(found)
     difference = None
     if known is not None and metrics is not None:
         difference = {name: metrics[name]["mean"] - value for name, value in known.items()}

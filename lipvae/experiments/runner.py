@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import lipvae
+from lipvae._importance_pass import score_of_draws
 from lipvae.calibration import Calibration
 from lipvae.experiments import store, subsets
 from lipvae.experiments.images import Images
@@ -202,6 +203,10 @@ class Runner:
             return self.model(spec.base, inliers, seed)
         return lipvae.load(self._model_path(spec, inliers, seed), self.device)
 
+    def _models(self, spec: EnsembleSpec) -> int:
+        """Of an ensemble."""
+        return spec.members if spec.way == "independent" else self.budget.num_draws
+
     def record(self, spec: ModelSpec, inliers: str, seed: int) -> dict[str, Any] | None:
         """What is known of a model's training; None before it."""
         path = self._model_path(spec, inliers, seed).with_suffix(".json")
@@ -219,11 +224,9 @@ class Runner:
             configuration |= {"K": budget.num_samples, "known": budget.calibration_images}
         elif group == "statistics":
             configuration["K"] = budget.num_samples
-        elif group == "refined":
-            configuration |= {"K": budget.num_samples, "refine": _steps(group)}
         elif group == "draws":
             configuration |= {"K": budget.draw_samples, "S": budget.num_draws}
-        elif group.startswith("ensemble"):
+        elif group == "refined" or group.startswith("ensemble"):
             configuration |= {"K": budget.num_samples, "refine": _steps(group)}
         elif group == "regret":
             configuration |= {"count": budget.regret_images, **vars(budget.regret)}
@@ -242,9 +245,7 @@ class Runner:
         budget = self.budget
         count = budget.images or 10000
         decode = _DECODE[_kind(inliers)]
-        models = budget.num_draws
-        if isinstance(spec, EnsembleSpec) and spec.way == "independent":
-            models = spec.members
+        models = self._models(spec) if isinstance(spec, EnsembleSpec) else 1
         cost = {
             "single": count * (budget.num_samples / 128 * decode + _CODE_LENGTHS),
             "draws": count * budget.num_draws * budget.draw_samples / 128 * decode,
@@ -301,7 +302,7 @@ class Runner:
                 names,
                 budget.num_samples,
                 seed,
-                num_draws=spec.members if spec.way == "independent" else budget.num_draws,
+                num_draws=self._models(spec),
                 refine=refine,
             )
         model = self.model(spec, inliers, seed)
@@ -345,9 +346,9 @@ def group_of(score: str) -> str:
 def _of_draws(scorer: Scorer, x: Tensor) -> dict[str, Tensor]:
     """What several models say, [N], and what each of them says, [S, N], from one pass of each."""
     draws = scorer.statistics_of_draws(x)
-    of = {SCORES[name].of for name in DRAWS}
-    tables = {name: torch.stack([getattr(draw, name) for draw in draws]) for name in of}
-    return tables | {name: SCORES[name].statistic(tables[SCORES[name].of]) for name in DRAWS}
+    each = {SCORES[name].of for name in DRAWS}
+    tables = {name: torch.stack([getattr(draw, name) for draw in draws]) for name in each}
+    return tables | {name: score_of_draws(SCORES[name], draws) for name in DRAWS}
 
 
 def _steps(group: str) -> int:

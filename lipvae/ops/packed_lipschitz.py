@@ -47,8 +47,11 @@ def cpp_forward(
     if record and group_size:
         comparators = len(reference.NETWORKS[group_size])
         code = torch.empty(comparators, rows, (columns // group_size + 7) // 8, dtype=torch.uint8)
-    entries = torch.empty(entries_bytes(weight), dtype=torch.uint8) if listing else None
-    listed = cpp_module().lipschitz_linear_forward(
+    extension, entries = cpp_module(), None
+    if listing:
+        size = extension.entries_bytes(columns, inner, dtype_code(weight))
+        entries = torch.empty(size, dtype=torch.uint8)
+    listed = extension.lipschitz_linear_forward(
         x.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
@@ -71,12 +74,6 @@ def cpp_forward(
     if listing and listed:
         return y, threshold, None, code, entries
     return y, threshold, projected, code, None
-
-
-def entries_bytes(weight: Tensor) -> int:
-    """Memory for a list of at most an eighth of the weight's entries: extents, values, indices."""
-    columns, inner = weight.shape
-    return columns * (16 + (inner // 8 + 1) * (weight.element_size() + 4))
 
 
 def cpp_backward(
