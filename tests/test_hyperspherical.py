@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.nn.functional import normalize
 
 import lipvae
 from lipvae import HypersphericalVAE, ops
@@ -184,8 +185,10 @@ def test_every_score_that_is_defined(tmp_path):
     assert all(bool(torch.isfinite(score).all()) for score in scores.values())
     for name, score in scorer(x.flip(0)).items():
         assert torch.equal(score.flip(0), scores[name]), name
-    q, z = model.encode(known), model.encode(x).loc.double()
-    aggregated = VonMisesFisher(q.loc.double(), q.concentration.double())
+    q = model.encode(known)
+    # Rounded to float32 they are no unit vectors in float64.
+    loc, z = (normalize(p.loc.double(), dim=-1) for p in (q, model.encode(x)))
+    aggregated = VonMisesFisher(loc, q.concentration.double())
     density = torch.logsumexp(aggregated.log_prob(z[:, None]), 1) - math.log(30)
     torch.testing.assert_close(scores["f_agg"], -density, rtol=1e-5, atol=1e-5)
     assert scorer.calibration is not None
