@@ -65,7 +65,6 @@ void add_taps(const ConvTranspose& a, const T* taps, std::int64_t columns, std::
 
 template <class T>
 void run(const ConvTranspose& a) {
-  using P = Panel<T>;
   using S = Simd<T>;
   const T* x = static_cast<const T*>(a.x);
   const T* panels = static_cast<const T*>(a.panels);
@@ -73,7 +72,7 @@ void run(const ConvTranspose& a) {
   T* out = static_cast<T*>(a.out);
   const std::int64_t pixels = a.height * a.width, out_size = a.out_height * a.out_width * a.out_channels;
   const std::int64_t taps = a.kernel_height * a.kernel_width * a.out_channels;
-  const std::int64_t columns = P::count(taps) * P::width;
+  const std::int64_t columns = (taps + S::lanes - 1) / S::lanes * S::lanes;
   const std::int64_t fit = taps_bytes / (columns * std::int64_t(sizeof(T)));
   // Whole images, or parts of one: where a part ends must not depend on the images before.
   const std::int64_t together = fit >= pixels && pixels ? fit / pixels : 1;

@@ -56,6 +56,9 @@ struct AddRows<Categorical256<T>, T> {
   }
 };
 
+// Of logits that a thread keeps: a part of the second cache.
+constexpr std::int64_t tile_bytes = vector_bytes < 64 ? logits_bytes : 2 * logits_bytes;
+
 template <class Family, class T>
 void run(const ImportanceLinear& a) {
   using P = Panel<T>;
@@ -64,18 +67,21 @@ void run(const ImportanceLinear& a) {
   const T* panels = static_cast<const T*>(a.panels);
   const T* target = static_cast<const T*>(a.target);
   const std::int64_t stride = P::count(a.dim) * P::width, columns = Add::planes * stride;
-  const std::int64_t limit = logits_bytes / (columns * std::int64_t(sizeof(T)));
-  const std::int64_t tile = limit < P::tile ? limit : P::tile;
+  const std::int64_t plane_size = P::count(a.dim) * P::size(a.inner);
+  const std::int64_t limit = tile_bytes / (columns * std::int64_t(sizeof(T)));
+  const std::int64_t tile = limit < P::tile(a.inner) ? limit : P::tile(a.inner);
   const std::int64_t strips = (a.rows + P::rows - 1) / P::rows;
   const double bytes = product_bytes<T>(a.rows, a.inner, columns);
   parallel_for(strips, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    alignas(64) T logits[logits_bytes / sizeof(T)];
+    alignas(64) T logits[tile_bytes / sizeof(T)];
     const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
     const std::int64_t tiles = (last - begin * P::rows + tile - 1) / tile;
     std::int64_t row = begin * P::rows;
     for (std::int64_t left = tiles; left > 0; --left) {
       const std::int64_t rows = (last - row + left - 1) / left;
-      multiply(hidden + row * a.inner, rows, a.inner, panels, columns, false, logits, columns);
+      for (int plane = 0; plane < Add::planes; ++plane)
+        multiply(hidden + row * a.inner, rows, a.inner, panels + plane * plane_size, a.dim, false,
+                 logits + plane * stride, columns);
       auto image = [&](std::int64_t r) { return target + (row + r) % a.batch * a.dim; };
       Add::add(logits, stride, rows, image, a.dim, a.total + row);
       row += rows;

@@ -37,11 +37,12 @@ void apply(const Linear& a) {
   const std::int64_t strips = (a.rows + P::rows - 1) / P::rows;
   const std::int64_t code_bytes = a.group_size ? (a.columns / a.group_size + 7) / 8 : 0;  // of a row
   const std::int64_t code_stride = a.code_stride ? a.code_stride : a.rows * code_bytes;
+  const std::int64_t tile = P::tile(a.inner);
   const double bytes = product_bytes<T>(a.rows, a.inner, a.columns);
   parallel_for(strips, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
-    for (std::int64_t row = begin * P::rows; row < last; row += P::tile) {
-      const std::int64_t rows = last - row < P::tile ? last - row : P::tile;
+    for (std::int64_t row = begin * P::rows; row < last; row += tile) {
+      const std::int64_t rows = last - row < tile ? last - row : tile;
       T* to = out + row * a.columns;
       multiply(x + row * a.inner, rows, a.inner, panels, a.columns, a.relu, to, a.columns);
       if (a.group_size)

@@ -90,7 +90,8 @@ void forward_packed(const LipschitzLinear& a) {
   T* y = static_cast<T*>(a.y);
   const std::int64_t columns = a.columns, inner = a.inner;
   const std::int64_t count = P::count(columns), size = P::size(inner), rows_size = P::width * inner;
-  const std::int64_t first = a.rows < P::tile ? a.rows : P::tile;
+  // A batch of a usual size takes one tile, whatever `inner`.
+  const std::int64_t most = P::tile(inner) > 128 ? P::tile(inner) : 128, first = a.rows < most ? a.rows : most;
   // What nobody asks for lies in a part of the scratch that each thread writes again and again: it stays in
   // the cache, and the operating system is not asked for pages. Further rows need all panels.
   const bool keeps_panels = a.panels || first < a.rows, keeps_rows = a.projected;

@@ -46,6 +46,8 @@ def assert_as_accurate(
 def _seeded() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  (for libraries that draw from the global generator)
+    # torch.compile, once imported by whichever test, switches these checks off.
+    torch.distributions.Distribution.set_default_validate_args(True)
 
 
 @pytest.fixture(autouse=True, scope="session")
