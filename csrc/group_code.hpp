@@ -12,7 +12,7 @@ template <class T, bool aligned>
 struct VectorBits {
   BitBuffer* buffer;
   int first;  // group
-  LIPVAE_INLINE void put(int c, typename Simd<T>::I swapped) const {
+  LIPVAE_INLINE void put(int c, typename Simd<T>::Mask swapped) const {
     constexpr int lanes = Simd<T>::lanes;
     const unsigned mask = Simd<T>::movemask(swapped);
     std::uint8_t* p = buffer[c].bytes + first / 8;
@@ -62,8 +62,8 @@ LIPVAE_INLINE StretchBits<T, aligned> vector_bits(const CodeStretch* stretch, in
 // The mask of the one comparator of pairs, as it is.
 template <class T>
 struct PairMask {
-  typename Simd<T>::I* mask;
-  LIPVAE_INLINE void put(int, typename Simd<T>::I swapped) const { *mask = swapped; }
+  typename Simd<T>::Mask* mask;
+  LIPVAE_INLINE void put(int, typename Simd<T>::Mask swapped) const { *mask = swapped; }
 };
 
 // The bits of one row of groups. with(position, count, body) applies body to those of `count` groups at

@@ -14,7 +14,7 @@ LIPVAE_INLINE void sort_network(typename Simd<T>::V* e, Bits&& bits, std::index_
   auto compare = [&](auto index) {
     constexpr Comparator pair = Network<g>::comparators[decltype(index)::value];
     const typename S::V low = e[pair.low], high = e[pair.high];
-    if constexpr (record) bits(int(decltype(index)::value), low > high);
+    if constexpr (record) bits(int(decltype(index)::value), S::greater(low, high));
     e[pair.low] = S::min(high, low);
     e[pair.high] = S::max(low, high);
   };
@@ -41,8 +41,8 @@ struct Forward {
   static constexpr bool reads_code = false, writes_code = record;
   template <class Bits>
   static LIPVAE_INLINE void apply(typename Simd<T>::V* e, Bits bits) {
-    using I = typename Simd<T>::I;
-    sort_network<T, g, record>(e, [&](int c, I mask) { bits.put(c, mask); }, comparators<g>);
+    using Mask = typename Simd<T>::Mask;
+    sort_network<T, g, record>(e, [&](int c, Mask mask) { bits.put(c, mask); }, comparators<g>);
   }
 };
 template <class T, int g>
@@ -63,7 +63,7 @@ LIPVAE_INLINE std::uint64_t run_word(int start, int end, Run&& run) {
   using S = Simd<T>;
   constexpr int lanes = S::lanes;
   std::uint64_t word = 0;
-  typename S::I mask[4];
+  typename S::Mask mask[4];
   if (end - start == 64) {
 #pragma GCC unroll 8
     for (int i = 0; i < 64; i += 4 * lanes) {
@@ -92,13 +92,13 @@ LIPVAE_INLINE void run_vectors(Bits* bits, int count, int valid, Load&& load, St
   if constexpr (Pass::writes_code && g == 2) {
     for (int start = 0; start < count; start += 64) {
       const int end = count - start < 64 ? count : start + 64;
-      std::uint64_t word = run_word<T>(start, end, [&](int i, typename Simd<T>::I& mask) {
+      std::uint64_t word = run_word<T>(start, end, [&](int i, typename Simd<T>::Mask& mask) {
         load(e, i);
         Pass::apply(e, PairMask<T>{&mask});
         store(e, i);
       });
       if (partial && end == count) {
-        typename Simd<T>::I mask;
+        typename Simd<T>::Mask mask;
         Pass::apply(last, PairMask<T>{&mask});
         store(last, count - lanes);
         const std::uint64_t swaps = Simd<T>::movemask(mask);

@@ -1,6 +1,6 @@
 // Moves groups of g neighbours between memory and registers: e[i] holds element i of as many groups
-// as a vector has lanes, in order. Works in 16-byte blocks, since wider shuffles cost more, except for
-// pairs with AVX-512, which picks lanes from two vectors by one instruction.
+// as a vector has lanes, in order. Works in 16-byte blocks, since wider shuffles cost more, except with
+// AVX-512, which picks lanes from two vectors by one instruction.
 #pragma once
 
 #include <utility>
@@ -122,6 +122,18 @@ LIPVAE_INLINE void transpose_blocks(typename Simd<T>::V* e) {
   }
 }
 
+// load_groups for groups of at least a block.
+template <int g, class T>
+LIPVAE_INLINE void load_by_blocks(const T* p, typename Simd<T>::V* e) {
+  constexpr int b = Simd<T>::block_lanes;
+#pragma GCC unroll 4
+  for (int part = 0; part < g; part += b) {
+#pragma GCC unroll 4
+    for (int j = 0; j < b; ++j) e[part + j] = load_blocks(p + j * g + part, b * g);
+    transpose_blocks<T>(e + part);
+  }
+}
+
 #if defined(__AVX512F__)
 // Lane i of the result is lane at(i) of a and b, one after the other.
 template <class T, class Pattern>
@@ -134,50 +146,103 @@ LIPVAE_INLINE typename Simd<T>::V pick_lanes(typename Simd<T>::V a, typename Sim
   else
     return (typename S::V)_mm512_permutex2var_pd((__m512d)a, (__m512i)index, (__m512d)b);
 }
-#endif
+
+// g vectors as memory has them hold lanes / g groups each. A stage takes two vectors of `groups` groups
+// each and returns one with the lower half of their elements and one with the upper half; an element's
+// groups are side by side, but in memory a group's elements are. After log2(g) stages each vector is one
+// element of all groups.
+template <int lanes, int g, int groups, int half>
+struct Gather {
+  static constexpr int elements = lanes / groups;
+  static constexpr int at(int i) {
+    const int element = i / (2 * groups) + half * elements / 2, group = i % (2 * groups);
+    const int within = group % groups;
+    return group / groups * lanes + (elements == g ? within * g + element : element * groups + within);
+  }
+};
+// And back: the vector of the first or of the second `groups` groups.
+template <int lanes, int g, int groups, int second>
+struct Scatter {
+  static constexpr int elements = lanes / groups;
+  static constexpr int at(int i) {
+    const int element = elements == g ? i % g : i / groups;
+    const int group = (elements == g ? i / g : i % groups) + second * groups;
+    return element / (elements / 2) * lanes + element % (elements / 2) * 2 * groups + group;
+  }
+};
+
+template <int g, int blocks, class T>
+LIPVAE_INLINE void gather_groups(typename Simd<T>::V* e) {
+  if constexpr (blocks < g) {
+    constexpr int lanes = Simd<T>::lanes, groups = lanes / g * blocks;
+    typename Simd<T>::V to[g];
+#pragma GCC unroll 4
+    for (int pair = 0; pair < g / (2 * blocks); ++pair)
+#pragma GCC unroll 4
+      for (int block = 0; block < blocks; ++block) {
+        const auto a = e[2 * pair * blocks + block], b = e[(2 * pair + 1) * blocks + block];
+        to[2 * (pair * blocks + block)] = pick_lanes<T, Gather<lanes, g, groups, 0>>(a, b);
+        to[2 * (pair * blocks + block) + 1] = pick_lanes<T, Gather<lanes, g, groups, 1>>(a, b);
+      }
+#pragma GCC unroll 8
+    for (int i = 0; i < g; ++i) e[i] = to[i];
+    gather_groups<g, 2 * blocks, T>(e);
+  }
+}
+template <int g, int blocks, class T>
+LIPVAE_INLINE void scatter_groups(typename Simd<T>::V* e) {
+  if constexpr (blocks > 0) {
+    constexpr int lanes = Simd<T>::lanes, groups = lanes / g * blocks;
+    typename Simd<T>::V to[g];
+#pragma GCC unroll 4
+    for (int pair = 0; pair < g / (2 * blocks); ++pair)
+#pragma GCC unroll 4
+      for (int block = 0; block < blocks; ++block) {
+        const auto a = e[2 * (pair * blocks + block)], b = e[2 * (pair * blocks + block) + 1];
+        to[2 * pair * blocks + block] = pick_lanes<T, Scatter<lanes, g, groups, 0>>(a, b);
+        to[(2 * pair + 1) * blocks + block] = pick_lanes<T, Scatter<lanes, g, groups, 1>>(a, b);
+      }
+#pragma GCC unroll 8
+    for (int i = 0; i < g; ++i) e[i] = to[i];
+    scatter_groups<g, blocks / 2, T>(e);
+  }
+}
 
 template <int g, class T>
 LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
-  constexpr int b = Simd<T>::block_lanes;
-#if defined(__AVX512F__)
-  if constexpr (g == 2) {
-    const auto low = Simd<T>::load(p), high = Simd<T>::load(p + Simd<T>::lanes);
-    e[0] = pick_lanes<T, Even>(low, high);
-    e[1] = pick_lanes<T, Odd>(low, high);
-    return;
+  // The port that picks lanes also compares: of eight, blocks leave it more time.
+  if constexpr (g == 8) return load_by_blocks<g>(p, e);
+#pragma GCC unroll 4
+  for (int i = 0; i < g; ++i) e[i] = Simd<T>::load(p + i * Simd<T>::lanes);
+  gather_groups<g, 1, T>(e);
+}
+template <int g, bool streaming, class T>
+LIPVAE_INLINE void store_groups(T* p, typename Simd<T>::V* e) {
+  using S = Simd<T>;
+  scatter_groups<g, g / 2, T>(e);
+#pragma GCC unroll 8
+  for (int i = 0; i < g; ++i) {
+    if constexpr (streaming)
+      store_blocks<true>(p + i * S::lanes, S::block_lanes, e[i]);  // aligned to blocks alone
+    else
+      S::store(p + i * S::lanes, e[i]);
   }
-#endif
+}
+#else
+template <int g, class T>
+LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
+  constexpr int b = Simd<T>::block_lanes;
   if constexpr (g < b) {
     const auto first = load_blocks(p, 2 * b), second = load_blocks(p + b, 2 * b);
     e[0] = shuffle_blocks<T, Even>(first, second);
     e[1] = shuffle_blocks<T, Odd>(first, second);
   } else {
-#pragma GCC unroll 4
-    for (int part = 0; part < g; part += b) {
-#pragma GCC unroll 4
-      for (int j = 0; j < b; ++j) e[part + j] = load_blocks(p + j * g + part, b * g);
-      transpose_blocks<T>(e + part);
-    }
+    load_by_blocks<g>(p, e);
   }
 }
 template <int g, bool streaming, class T>
 LIPVAE_INLINE void store_groups(T* p, typename Simd<T>::V* e) {
   constexpr int b = Simd<T>::block_lanes;
-#if defined(__AVX512F__)
-  if constexpr (g == 2) {
-    using S = Simd<T>;
-    const auto low = pick_lanes<T, InterleaveLow<S::lanes>>(e[0], e[1]);
-    const auto high = pick_lanes<T, InterleaveHigh<S::lanes>>(e[0], e[1]);
-    if constexpr (streaming) {
-      store_blocks<true>(p, b, low);  // aligned to blocks alone
-      store_blocks<true>(p + S::lanes, b, high);
-    } else {
-      S::store(p, low);
-      S::store(p + S::lanes, high);
-    }
-    return;
-  }
-#endif
   if constexpr (g < b) {
     store_blocks<streaming>(p, 2 * b, interleave_low<T>(e[0], e[1]));
     store_blocks<streaming>(p + b, 2 * b, interleave_high<T>(e[0], e[1]));
@@ -190,5 +255,7 @@ LIPVAE_INLINE void store_groups(T* p, typename Simd<T>::V* e) {
     }
   }
 }
+#endif
 
 }  // namespace lipvae::LIPVAE_ISA
+

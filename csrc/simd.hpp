@@ -207,8 +207,22 @@ struct Simd {
     return bits;
 #endif
   }
-  // movemask of four vectors, one after the other.
-  static LIPVAE_INLINE std::uint64_t movemask4(const I* m) {
+  // Where a > b: a mask register, or a vector of all or no bits in each lane.
+#if defined(__AVX512F__)
+  using Mask = unsigned;
+  static LIPVAE_INLINE Mask greater(V a, V b) {
+    if constexpr (sizeof(T) == 4)
+      return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+    else
+      return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ);
+  }
+  static LIPVAE_INLINE unsigned movemask(Mask m) { return m; }
+#else
+  using Mask = I;
+  static LIPVAE_INLINE Mask greater(V a, V b) { return a > b; }
+#endif
+  // movemask of four masks, one after the other.
+  static LIPVAE_INLINE std::uint64_t movemask4(const Mask* m) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
       const __m256i low = _mm256_packs_epi32((__m256i)m[0], (__m256i)m[1]);
