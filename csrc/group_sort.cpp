@@ -139,9 +139,9 @@ LIPVAE_INLINE void run_groups(const T* x, T* y, Bits* bits, int count) {
   }
 }
 
-// Part of one group whose elements are planes `inner` apart.
+// Part of one group whose elements are planes, `inner` apart in x and `stride` apart in y.
 template <class Pass, int g, class T, class Bits>
-LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, int count) {
+LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, std::int64_t stride, int count) {
   using S = Simd<T>;
   using V = typename S::V;
   if (count >= S::lanes) {
@@ -156,7 +156,7 @@ LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, 
         },
         [&](V* e, int i) {
 #pragma GCC unroll 8
-          for (int j = 0; j < g; ++j) S::store(y + j * inner + i, e[j]);
+          for (int j = 0; j < g; ++j) S::store(y + j * stride + i, e[j]);
         });
   } else {
     run_vectors<Pass, g, T>(
@@ -167,10 +167,13 @@ LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, 
         },
         [&](V* e, int) {
 #pragma GCC unroll 8
-          for (int j = 0; j < g; ++j) S::store_first(y + j * inner, e[j], count);
+          for (int j = 0; j < g; ++j) S::store_first(y + j * stride, e[j], count);
         });
   }
 }
+
+// A part of the first cache.
+constexpr std::int64_t buffer_bytes = 16 * 1024;
 
 struct Layout {
   const void* x;
@@ -224,7 +227,13 @@ void run(const Layout& a) {
     });
     return;
   }
+  // A vector across two lines is slow to store: planes that are no whole lines go through a buffer.
+  constexpr std::int64_t line = 64 / sizeof(T);
+  const std::int64_t padded = (a.inner + line - 1) / line * line;
+  const bool buffered = a.inner % line != 0 && a.inner >= line && g * padded * sizeof(T) <= buffer_bytes;
+  const std::int64_t plane_stride = buffered ? padded : a.inner;
   parallel_for(rows, 2.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+    alignas(64) T buffer[buffer_bytes / sizeof(T)];
     const T* from = x + begin * groups * g * a.inner;
     T* to = y + begin * groups * g * a.inner;
     for (std::int64_t row = begin; row < end; ++row) {
@@ -234,9 +243,12 @@ void run(const Layout& a) {
           const std::int64_t left = a.inner - first;
           const int count = int(left < BitBuffer::capacity ? left : BitBuffer::capacity);
           row_bits.with(group * a.inner + first, count, [&](auto* bits) {
-            run_planes<Pass, g>(from + first, to + first, bits, a.inner, count);
+            run_planes<Pass, g>(from + first, (buffered ? buffer : to) + first, bits, a.inner, plane_stride, count);
           });
         }
+        if (buffered)
+          for (int j = 0; j < g; ++j)
+            __builtin_memcpy(to + j * a.inner, buffer + j * plane_stride, std::size_t(a.inner) * sizeof(T));
         from += g * a.inner;
         to += g * a.inner;
       }
