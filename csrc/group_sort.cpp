@@ -227,10 +227,12 @@ void run(const Layout& a) {
     });
     return;
   }
-  // A vector across two lines is slow to store: planes that are no whole lines go through a buffer.
+  // A vector across two lines is slow to store. Where a vector is a line, planes that are no whole lines
+  // have nothing else and go through a buffer.
   constexpr std::int64_t line = 64 / sizeof(T);
   const std::int64_t padded = (a.inner + line - 1) / line * line;
-  const bool buffered = a.inner % line != 0 && a.inner >= line && g * padded * sizeof(T) <= buffer_bytes;
+  const bool buffered = vector_bytes == 64 && a.inner % line != 0 && a.inner >= line &&
+                        g * padded * sizeof(T) <= buffer_bytes;
   const std::int64_t plane_stride = buffered ? padded : a.inner;
   parallel_for(rows, 2.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     alignas(64) T buffer[buffer_bytes / sizeof(T)];
