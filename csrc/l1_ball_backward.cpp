@@ -18,9 +18,9 @@ double active_mean(const T* g, const T* w, std::int64_t n, T level_) {
     const std::int64_t end = n - start < chunk ? n : start + chunk;
     V part[2] = {};
     auto add = [&](V wi, V gi, int u) {
-      const typename S::I active = S::abs(wi) > level;
-      count[u] -= active;
-      part[u] += (V)(active & ((typename S::I)gi ^ S::sign(wi)));
+      const typename S::Mask active = S::greater(S::abs(wi), level);
+      count[u] = S::count_where(active, count[u]);
+      part[u] = S::add_where(active, part[u], (V)((typename S::I)gi ^ S::sign(wi)));
     };
     std::int64_t i = start;
     for (; i + 2 * S::lanes <= end; i += 2 * S::lanes) {
@@ -42,7 +42,7 @@ void write_row(const T* g, const T* w, T* out, std::int64_t n, T level_, T mean_
   const V level = S::splat(level_), mean = S::splat(mean_);
   auto correct = [&](V wi, V gi) {
     const V signed_mean = (V)((I)mean ^ S::sign(wi));
-    return S::keep(S::abs(wi) > level, gi - signed_mean);
+    return S::keep(S::greater(S::abs(wi), level), gi - signed_mean);
   };
   std::int64_t i = 0;
   if constexpr (streaming) {

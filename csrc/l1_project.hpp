@@ -48,7 +48,7 @@ struct SoftThreshold {
   explicit SoftThreshold(SplitThreshold<T> tau)
       : level(S::splat(tau.level)), high(S::splat(tau.high)), low(S::splat(tau.low)) {}
   // Lanes with |w| > tau.
-  LIPVAE_INLINE I active(V w) const { return S::abs(w) > level; }
+  LIPVAE_INLINE typename S::Mask active(V w) const { return S::greater(S::abs(w), level); }
   // sign(w) (|w| - tau), in those lanes.
   LIPVAE_INLINE V shrink(V w) const { return (V)((I)((S::abs(w) - high) - low) | S::sign(w)); }
 };
@@ -62,8 +62,8 @@ std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau
   const SoftThreshold<T> soft(tau);
   I count[2] = {};
   auto project = [&](V v, int u) {
-    const I active = soft.active(v);
-    count[u] -= active;
+    const typename S::Mask active = soft.active(v);
+    count[u] = S::count_where(active, count[u]);
     return S::keep(active, soft.shrink(v));
   };
   std::int64_t i = 0;

@@ -47,14 +47,14 @@ struct Excess {
 template <class T>
 LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
   using S = Simd<T>;
-  using V = typename S::V;
   typename S::V sum[4] = {};
   typename S::I count[2] = {};
   const typename S::V level = S::splat(t);
   for_each_vector<4>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
-    sum[u] += S::max(V{}, a - level);  // a NaN, the second, prevails
-    count[u & 1] -= a > level;
+    const typename S::Mask above = S::not_at_most(a, level);  // a NaN too
+    sum[u] = S::add_where(above, sum[u], a - level);
+    count[u & 1] = S::count_where(above, count[u & 1]);
   });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), count_lanes<T>(count[0] + count[1])};
 }
@@ -64,7 +64,9 @@ LIPVAE_INLINE std::int64_t row_count(const T* w, std::int64_t n, T t) {
   using S = Simd<T>;
   typename S::I count[4] = {};
   const typename S::V level = S::splat(t);
-  for_each_vector<4>(w, n, [&](typename S::V v, int u) { count[u] -= S::abs(v) > level; });
+  for_each_vector<4>(w, n, [&](typename S::V v, int u) {
+    count[u] = S::count_where(S::greater(S::abs(v), level), count[u]);
+  });
   return count_lanes<T>((count[0] + count[1]) + (count[2] + count[3]));
 }
 
@@ -76,8 +78,8 @@ LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t,
   const S::V level = S::splat(t);
   for_each_vector<2>(w, n, [&](S::V v, int u) {
     const S::V a = S::abs(v);
-    const S::I above = a > level;
-    sum[u] += S::keep(above, a - level);
+    const S::Mask above = S::greater(a, level);
+    sum[u] = S::add_where(above, sum[u], a - level);
     count += store_compressed(active + count, a, above);
   });
   return {add_lanes<float>(sum[0] + sum[1]), count};
@@ -112,8 +114,8 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
   const typename S::V level = S::splat(t);
   auto add = [&](typename S::V v, int vector) {
     const typename S::V a = S::abs(v);
-    const typename S::I active = a > level;
-    count -= active;
+    const typename S::Mask active = S::greater(a, level);
+    count = S::count_where(active, count);
     const typename S::V kept = S::keep(active, a);
     if constexpr (sizeof(T) == sizeof(double)) {
       sum[vector] += kept;
@@ -158,9 +160,9 @@ LIPVAE_INLINE SplitSum row_split_sum(const float* w, std::int64_t n, float t) {
   const S::I mask = S::splat_int(0x7ffff000);
   for_each_vector<4>(w, n, [&](S::V v, int u) {
     const S::V a = S::abs(v);
-    const S::I active = a > level;
+    const S::Mask active = S::greater(a, level);
     const S::V kept = S::keep(active, a), part = S::keep(mask, kept);
-    count[u & 1] -= active;
+    count[u & 1] = S::count_where(active, count[u & 1]);
     upper[u & 1] += part;
     lower[u & 1] += kept - part;
   });

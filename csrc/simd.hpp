@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -164,6 +165,62 @@ struct Simd {
 #endif
   }
 
+  // The lanes of a comparison: a mask register, or a vector of all or no bits in each lane.
+#if defined(__AVX512F__)
+  using Mask = std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8>;
+  template <int predicate>
+  static LIPVAE_INLINE Mask compare(V a, V b) {
+    if constexpr (sizeof(T) == 4)
+      return _mm512_cmp_ps_mask((__m512)a, (__m512)b, predicate);
+    else
+      return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, predicate);
+  }
+  static LIPVAE_INLINE Mask greater(V a, V b) { return compare<_CMP_GT_OQ>(a, b); }
+  static LIPVAE_INLINE Mask not_at_most(V a, V b) { return compare<_CMP_NLE_UQ>(a, b); }
+  static LIPVAE_INLINE V keep(Mask m, V v) {
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_maskz_mov_ps(m, (__m512)v);
+    else
+      return (V)_mm512_maskz_mov_pd(m, (__m512d)v);
+  }
+  // sum + v, and count + 1, in those lanes.
+  static LIPVAE_INLINE V add_where(Mask m, V sum, V v) {
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_mask_add_ps((__m512)sum, m, (__m512)sum, (__m512)v);
+    else
+      return (V)_mm512_mask_add_pd((__m512d)sum, m, (__m512d)sum, (__m512d)v);
+  }
+  static LIPVAE_INLINE I count_where(Mask m, I count) {
+    const __m512i all = _mm512_set1_epi32(-1), n = (__m512i)count;
+    if constexpr (sizeof(T) == 4)
+      return (I)_mm512_mask_sub_epi32(n, m, n, all);
+    else
+      return (I)_mm512_mask_sub_epi64(n, m, n, all);
+  }
+  static LIPVAE_INLINE unsigned movemask(Mask m) { return m; }
+#else
+  using Mask = I;
+  static LIPVAE_INLINE Mask greater(V a, V b) { return a > b; }
+  // True for a NaN.
+  static LIPVAE_INLINE Mask not_at_most(V a, V b) {
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4)
+      return (I)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLE_UQ);
+    else
+      return (I)_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_NLE_UQ);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(T) == 4)
+      return (I)_mm_cmpnle_ps((__m128)a, (__m128)b);
+    else
+      return (I)_mm_cmpnle_pd((__m128d)a, (__m128d)b);
+#else
+    return ~(a <= b);
+#endif
+  }
+  static LIPVAE_INLINE V add_where(Mask m, V sum, V v) { return sum + keep(m, v); }
+  static LIPVAE_INLINE I count_where(Mask m, I count) { return count - m; }
+#endif
+
   // Lane i of the result is lane index[i] % 4 of its 16-byte block of the table.
 #if defined(__AVX2__)
   static constexpr bool has_lookup = sizeof(T) == 4;
@@ -207,20 +264,6 @@ struct Simd {
     return bits;
 #endif
   }
-  // Where a > b: a mask register, or a vector of all or no bits in each lane.
-#if defined(__AVX512F__)
-  using Mask = unsigned;
-  static LIPVAE_INLINE Mask greater(V a, V b) {
-    if constexpr (sizeof(T) == 4)
-      return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
-    else
-      return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ);
-  }
-  static LIPVAE_INLINE unsigned movemask(Mask m) { return m; }
-#else
-  using Mask = I;
-  static LIPVAE_INLINE Mask greater(V a, V b) { return a > b; }
-#endif
   // movemask of four masks, one after the other.
   static LIPVAE_INLINE std::uint64_t movemask4(const Mask* m) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -316,7 +359,7 @@ alignas(64) constexpr CompressTable compress_table = make_compress_table();
 
 // Stores the lanes of v whose mask is set, side by side, and returns how many. Writes a whole
 // vector at p.
-LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::I mask) {
+LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::Mask mask) {
   using S = Simd<float>;
   const unsigned set = S::movemask(mask);
 #if defined(__AVX512F__)
