@@ -236,8 +236,12 @@ def measure(
 
 
 def _with_graphs(providers: Sequence[Provider], skipped: dict[str, str]) -> list[Provider]:
-    """On a GPU, adds each launch-bound provider once more as a replayed graph."""
+    """On a GPU, adds each launch-bound provider once more as a replayed graph.
+
+    Its limit is a replayed graph too, whichever the provider's own limit is.
+    """
     found = list(providers)
+    limits = [p.name for p in providers if p.role == "limit" and p.graph]
     for provider in providers:
         if provider.graph:
             name = f"{provider.name}, graph"
@@ -246,7 +250,11 @@ def _with_graphs(providers: Sequence[Provider], skipped: dict[str, str]) -> list
             except RuntimeError as error:
                 skipped[name] = f"cannot be captured: {error}"
                 continue
-            against = f"{provider.against}, graph" if provider.against else None
+            limit = provider.against if provider.against in limits else next(iter(limits), None)
+            if limit is None:
+                skipped[name] = "no limit of this case is captured"
+                continue
+            against = f"{limit}, graph"
             found.append(Provider(name, provider.role, run, against, provider.peer_of))
     return found
 

@@ -12,6 +12,9 @@ constexpr int levels = 256, planes_at_once = 8;
 constexpr std::int64_t state_dims = 1024;  // dimensions whose running state is kept
 
 template <class T>
+constexpr T lowest_logit = sizeof(T) == 4 ? T(-3.0e38) : T(-1.0e308);
+
+template <class T>
 struct RunningSums {
   alignas(64) T max[state_dims];
   alignas(64) T sum[state_dims];  // of exp(logit - max)
@@ -39,9 +42,8 @@ template <class T>
 void running_sums(const T* logits, std::int64_t stride, std::int64_t first, std::int64_t count,
                   RunningSums<T>& state) {
   using S = Simd<T>;
-  constexpr T lowest = sizeof(T) == 4 ? T(-3.0e38) : T(-1.0e308);
   for (std::int64_t i = 0; i < count; ++i) {
-    state.max[i] = lowest;
+    state.max[i] = lowest_logit<T>;
     state.sum[i] = T(0);
   }
   for (int level = 0; level < levels; level += planes_at_once) {
@@ -69,6 +71,23 @@ LIPVAE_INLINE std::int64_t level_of(T x) {
   return level < 0 ? 0 : level > 255 ? 255 : level;
 }
 
+// The sum over `count` dimensions of logit(i) - max - log(sum).
+template <class T, class Logit>
+double log_softmax(std::int64_t count, const T* max, const T* sum, Logit&& logit) {
+  double total = 0.0;
+  // The sums lie in [1, 256], so their logs are taken a hundred at a time.
+  double product = 1.0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    total += double(logit(i)) - double(max[i]);
+    product *= double(sum[i]);
+    if (i % 96 == 95) {
+      total -= __builtin_log(product);
+      product = 1.0;
+    }
+  }
+  return total - __builtin_log(product);
+}
+
 template <class T>
 double categorical_log_likelihood(const T* logits, std::int64_t stride, const T* target, std::int64_t dim) {
   RunningSums<T> state;
@@ -76,18 +95,9 @@ double categorical_log_likelihood(const T* logits, std::int64_t stride, const T*
   for (std::int64_t first = 0; first < dim; first += state_dims) {
     const std::int64_t count = dim - first < state_dims ? dim - first : state_dims;
     running_sums(logits, stride, first, count, state);
-    // The sums lie in [1, 256], so their logs are taken a hundred at a time.
-    double product = 1.0;
-    for (std::int64_t i = 0; i < count; ++i) {
-      const T logit = logits[level_of(target[first + i]) * stride + first + i];
-      total += double(logit) - double(state.max[i]);
-      product *= double(state.sum[i]);
-      if (i % 96 == 95) {
-        total -= __builtin_log(product);
-        product = 1.0;
-      }
-    }
-    total -= __builtin_log(product);
+    total += log_softmax(count, state.max, state.sum, [&](std::int64_t i) {
+      return logits[level_of(target[first + i]) * stride + first + i];
+    });
   }
   return total;
 }

@@ -10,7 +10,7 @@ from typing import Any
 from lipvae.kernels import group_sort, importance, importance_linear, l1_ball, vmf
 from lipvae.kernels._densities import FAMILIES
 from lipvae.kernels._lipschitz_products import KERNELS, tiles
-from lipvae.kernels._tuning import Tile
+from lipvae.kernels._tuning import Machine, Tile
 
 _FAMILY = {"sm_80": "ampere", "sm_90": "hopper", "gfx942": "cdna"}
 _KINDS = {"half": "bf16", "tf32": "fp32", "ieee": "fp32"}
@@ -197,7 +197,7 @@ def _importance_linear(architecture: str) -> Iterator[Variant]:
             "PRECISION": "tf32" if kind == "tf32" else "ieee",
         }
         for family, count in FAMILIES.items():
-            tile = importance_linear.tile_for(kind, count, architecture)
+            tile = importance_linear.tile_for(kind, count, Machine(architecture))
             keywords = tile.keywords()
             del keywords["SWAPPED"]
             kernel = importance_linear.linear_log_likelihood

@@ -73,7 +73,7 @@ def machine(index: int | None) -> Machine:
     if index is None:
         return Machine()
     found = torch.cuda.get_device_properties(index)
-    family = "hopper" if found.major >= 9 else "ampere"
+    family = "hopper" if found.major >= 9 else "ampere" if found.major == 8 else "turing"
     if torch.version.hip is not None:
         family = "cdna"
     limit = getattr(found, "shared_memory_per_block_optin", 0) or 65536
@@ -134,9 +134,16 @@ def pick(key: Hashable, candidates: Sequence[Tile], launch: Callable[[Tile], obj
     return _measured[key]
 
 
-def product_kind(dtype: torch.dtype) -> str:
-    """'half', or how float32 is multiplied: 'tf32' where torch is told that it may, else 'ieee'."""
+def _tf32_allowed() -> bool:
+    """Whether torch may multiply float32 as TF32, by whichever of its two switches was used."""
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # since torch 2.9
+    if precision is not None:
+        return bool(precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+def product_kind(dtype: torch.dtype, family: str) -> str:
+    """'half', or how float32 is multiplied: 'tf32' where torch may and the GPU can, else 'ieee'."""
     if dtype != torch.float32:
         return "half"
-    allowed = torch.get_float32_matmul_precision() != "highest" and torch.version.hip is None
-    return "tf32" if allowed else "ieee"
+    return "tf32" if family in ("ampere", "hopper") and _tf32_allowed() else "ieee"

@@ -42,20 +42,31 @@ def _interleave(even, odd):
 
 
 @triton.jit
+def _split4(tile):
+    even, odd = _halves(tile)
+    a, c = _halves(even)
+    b, d = _halves(odd)
+    return a, b, c, d
+
+
+@triton.jit
+def _join4(a, b, c, d):
+    return _interleave(_interleave(a, c), _interleave(b, d))
+
+
+# No function calls itself: Triton before 3.5 follows both branches of `GROUP`.
+@triton.jit
 def split_groups(tile, GROUP: tl.constexpr):
     """[rows, groups * GROUP] -> GROUP lanes [rows, groups], in order."""
     if GROUP == 2:
         lanes = _halves(tile)
     elif GROUP == 4:
-        even, odd = _halves(tile)
-        a, c = _halves(even)
-        b, d = _halves(odd)
-        lanes = (a, b, c, d)
+        lanes = _split4(tile)
     else:
         even, odd = _halves(tile)
-        evens = split_groups(even, 4)
-        odds = split_groups(odd, 4)
-        lanes = (evens[0], odds[0], evens[1], odds[1], evens[2], odds[2], evens[3], odds[3])
+        a, c, e, g = _split4(even)
+        b, d, f, h = _split4(odd)
+        lanes = (a, b, c, d, e, f, g, h)
     return lanes
 
 
@@ -65,10 +76,10 @@ def join_groups(lanes, GROUP: tl.constexpr):
     if GROUP == 2:
         tile = _interleave(lanes[0], lanes[1])
     elif GROUP == 4:
-        tile = _interleave(_interleave(lanes[0], lanes[2]), _interleave(lanes[1], lanes[3]))
+        tile = _join4(lanes[0], lanes[1], lanes[2], lanes[3])
     else:
-        even = join_groups((lanes[0], lanes[2], lanes[4], lanes[6]), 4)
-        tile = _interleave(even, join_groups((lanes[1], lanes[3], lanes[5], lanes[7]), 4))
+        even = _join4(lanes[0], lanes[2], lanes[4], lanes[6])
+        tile = _interleave(even, _join4(lanes[1], lanes[3], lanes[5], lanes[7]))
     return tile
 
 

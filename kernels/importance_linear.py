@@ -22,7 +22,7 @@ from torch import Tensor
 from lipvae.kernels import _tuning
 from lipvae.kernels._common import OPTIONS, check_companion, check_operand, dot, on_device
 from lipvae.kernels._densities import check_family, log_density
-from lipvae.kernels._tuning import Tile
+from lipvae.kernels._tuning import Machine, Tile
 from lipvae.kernels.importance import grey_level
 
 # Per kind of product and count of parameters a pixel: rows x pixels, where a second parameter is a
@@ -159,10 +159,19 @@ def sum_tiles(partial_ptr, out_ptr, rows, tiles, ROWS: tl.constexpr):
     tl.store(out_ptr + row, acc, mask=row < rows)
 
 
-def tile_for(kind: str, count: int, family: str) -> Tile:
-    """The tile of a kind of product on a family of GPUs."""
+def tile_for(kind: str, count: int, device: Machine) -> Tile:
+    """The tile of a kind of product on a GPU, with as many stages as its shared memory holds."""
     tile = TILES[kind, count]
-    return replace(tile, num_stages=2) if family == "cdna" else tile
+    if device.family == "cdna":
+        tile = replace(tile, num_stages=2)
+    spare = 0 if device.family == "hopper" else 1  # a stage that lies in registers
+    itemsize = 2 if kind == "half" else 4
+    while tile.num_stages > 1:
+        buffers = replace(tile, num_stages=tile.num_stages - spare)
+        if buffers.shared_bytes(itemsize) <= device.shared_limit:
+            break
+        tile = replace(tile, num_stages=tile.num_stages - 1)
+    return tile
 
 
 def importance_linear_forward(
@@ -197,9 +206,9 @@ def importance_linear_forward(
     if rows == 0:
         return hidden.new_zeros(k, b, dtype=torch.float32)
 
-    kind = _tuning.product_kind(hidden.dtype)
     device = _tuning.machine(hidden.device.index if hidden.is_cuda else None)
-    tile = tile_for(kind, count, device.family)
+    kind = _tuning.product_kind(hidden.dtype, device.family)
+    tile = tile_for(kind, count, device)
     arguments: dict[str, Any] = {"BIAS": bias is not None, **tile.keywords()}
     del arguments["SWAPPED"]
     if count == 256:

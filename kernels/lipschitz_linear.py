@@ -11,6 +11,7 @@ launch), and equation (3) in place.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -26,9 +27,17 @@ from lipvae.kernels._common import (
     on_device,
 )
 from lipvae.kernels._lipschitz_products import KERNELS, tiles
-from lipvae.kernels._tuning import Tile
+from lipvae.kernels._tuning import Machine, Tile
 from lipvae.kernels.group_sort import NETWORKS, code_shape, group_sort_backward
 from lipvae.kernels.l1_ball import l1_ball_threshold, project_gradient
+
+
+@functools.lru_cache(maxsize=4096)
+def _ranked(
+    product: str, kind: str, group: int, shape: tuple[int, int, int], device: Machine
+) -> list[Tile]:
+    """The tiles of a product of one shape; ranking them takes longer than to run it."""
+    return _tuning.ranked(tiles(product, kind, device.family, group), shape, kind, device)
 
 
 def _launch(
@@ -41,9 +50,9 @@ def _launch(
     """Runs a product kernel on the tile that the shape [rows, cols, inner] gets."""
     like = arguments[0]
     rows, cols, inner = shape
-    kind = _tuning.product_kind(like.dtype)
     device = _tuning.machine(like.device.index if like.is_cuda else None)
-    ranked = _tuning.ranked(tiles(product, kind, device.family, group), shape, kind, device)
+    kind = _tuning.product_kind(like.dtype, device.family)
+    ranked = _ranked(product, kind, group, shape, device)
 
     def launch(tile: Tile) -> None:
         grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols),)

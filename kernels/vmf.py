@@ -7,6 +7,8 @@ over a sample are float64, the normals float32.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -251,6 +253,14 @@ def vmf_forward(
     return x, t
 
 
+@functools.cache
+def _quadrature_on(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Copied once: during a graph's capture it could not be."""
+    with torch.inference_mode(False):
+        node, weight = quadrature()
+        return node.to(device), weight.to(device)
+
+
 def vmf_angle(t: Tensor, concentration: Tensor, complement: Tensor, dim: int) -> Tensor:
     """d acos(1 - t) / d kappa at a fixed level of the distribution function, in one launch.
 
@@ -267,7 +277,7 @@ def vmf_angle(t: Tensor, concentration: Tensor, complement: Tensor, dim: int) ->
     t = check_companion("t", t, concentration, (samples, rows), torch.float64)
     concentration = check_companion("concentration", concentration, t, (rows,), torch.float64)
     complement = check_companion("complement", complement, t, (rows,), torch.float64)
-    node, weight = (q.to(t.device, non_blocking=True) for q in quadrature())
+    node, weight = _quadrature_on(t.device)
     out = torch.empty_like(t)
     if t.numel():
         with on_device(t):

@@ -19,6 +19,11 @@ from torch import Tensor
 NAMES = ("reference", "cpp", "triton")
 OPS = ("l1_ball", "group_sort", "lipschitz_linear", "importance", "vmf")
 
+# Those before it do not compile the kernels of GroupSort.
+_OLDEST_TRITON = (3, 4)
+
+_PRODUCTS = ("lipschitz_linear", "importance_linear")
+
 _CPP_DTYPES = (torch.float32, torch.float64)
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -42,8 +47,9 @@ def backend(name: str) -> contextlib.AbstractContextManager[None]:
         ValueError: for another name.
         RuntimeError: from an op inside the block that this backend cannot run here.
 
-    The choice holds for the current thread. The environment variable ``LIPVAE_BACKEND`` makes the
-    same choice for the whole process; it is read once, at import.
+    The choice holds for the current thread, and for the backward pass of what was computed inside
+    (but not of what torch.compile made of it). The environment variable ``LIPVAE_BACKEND`` makes
+    the same choice for the whole process; it is read once, at import.
 
     Example:
         >>> import lipvae, torch
@@ -98,7 +104,9 @@ def cpp_availability() -> Availability:
 def triton_availability() -> Availability:
     """The Triton kernels, or why they are missing."""
     try:
-        importlib.import_module("triton")
+        version: str = importlib.import_module("triton").__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_TRITON:
+            return Availability(None, f"version {version} is too old: 3.4 comes with torch 2.8")
         return Availability(importlib.import_module("lipvae.kernels"), "")
     except ImportError as error:
         return Availability(None, str(error))
@@ -149,7 +157,13 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in _TRITON_DTYPES:
         return f"the Triton backend takes float32, float16 and bfloat16, got {dtype}"
     found = triton_availability()
-    return None if found.module else f"Triton cannot be imported ({found.reason})"
+    return None if found.module else f"Triton cannot be used ({found.reason})"
+
+
+@functools.cache
+def _multiplies_halves(device: torch.device) -> bool:
+    """Whether Triton's products of 16 bits use the GPU's matrix units: from Ampere on."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def choose(op: str, tensor: Tensor, *, kernel: bool = True) -> str:
@@ -178,6 +192,9 @@ def choose(op: str, tensor: Tensor, *, kernel: bool = True) -> str:
     if not kernel:
         return "reference"
     name = "triton" if tensor.device.type == "cuda" else "cpp"
+    halves = op in _PRODUCTS and tensor.dtype in (torch.float16, torch.bfloat16)
+    if name == "triton" and halves and not _multiplies_halves(tensor.device):
+        return "reference"
     why = obstacle(name, tensor.device, tensor.dtype)
     return name if why is None else "reference"
 

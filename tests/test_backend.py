@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,3 +100,69 @@ def test_without_the_extension_an_import_says_what_to_do(tmp_path: Path, checkou
     assert ("pip install -e ." if checkout else "--force-reinstall") in warning
     assert answer == "[1.0, 2.0]"
     assert error.startswith("group_sort: backend 'cpp' was requested, but lipvae._C cannot be")
+
+
+def _gradient(op: str) -> torch.Tensor:
+    """What to call backward() on: the op ran with gradients recorded."""
+    x = torch.randn(4, 8, requires_grad=True)
+    weight = torch.randn(6, 8, requires_grad=True)
+    loc = torch.nn.functional.normalize(x, dim=-1)
+    results = {
+        "group_sort": lambda: group_sort(x, 2),
+        "l1_ball": lambda: lipvae.functional.project_l1_ball(weight, 1.0),
+        "lipschitz_linear": lambda: lipvae.functional.lipschitz_linear(x, weight, None, 1.0, 2),
+        "importance": lambda: lipvae.functional.importance_log_likelihood(
+            x[None], torch.rand(4, 8), "bernoulli"
+        ),
+        "vmf": lambda: lipvae.functional.sample_vmf(loc, x.square().sum(-1) + 1, (3,)),
+    }
+    result = results[op]()
+    return (result[0] if isinstance(result, tuple) else result).sum()
+
+
+@pytest.mark.parametrize("op", _backend.OPS)
+def test_a_backward_pass_keeps_its_backend_on_another_thread(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lipvae.backend("reference"):
+        total = _gradient(op)
+    chosen: list[str | None] = []
+
+    def noting(name: str, tensor: torch.Tensor, *, kernel: bool = True) -> str:
+        chosen.append(_backend.requested())
+        return choose(name, tensor, kernel=kernel)
+
+    choose = _backend.choose
+    module = sys.modules[f"lipvae.ops.{op}"]
+    monkeypatch.setattr(module, "choose", noting)
+    # As autograd does for CUDA tensors.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(total.backward).result()
+        assert pool.submit(_backend.requested).result() is None
+    assert chosen
+    assert set(chosen) == {"reference"}
+
+
+def test_an_old_triton_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(__version__="3.2.0")
+    monkeypatch.setitem(sys.modules, "triton", old)
+    found = _backend.triton_availability.__wrapped__()
+    assert found.module is None
+    assert "3.2.0 is too old" in found.reason
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "reference"), ((8, 0), "triton")])
+def test_products_of_halves_need_the_matrix_units_that_triton_uses(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(_backend, "triton_availability", lambda: _backend.Availability(sys, ""))
+    _backend._multiplies_halves.cache_clear()
+    half = SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.float16, is_cpu=False)
+    single = SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.float32, is_cpu=False)
+    try:
+        assert _backend.choose("lipschitz_linear", half) == expected
+        assert _backend.choose("importance", half) == "triton"
+        assert _backend.choose("lipschitz_linear", single) == "triton"
+    finally:
+        _backend._multiplies_halves.cache_clear()

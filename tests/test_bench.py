@@ -87,6 +87,24 @@ def test_a_failing_peer_is_named_and_ours_is_raised():
         run_case(broken, TINY, "cpu")
 
 
+def test_a_replayed_graph_is_compared_with_a_replayed_limit(monkeypatch):
+    monkeypatch.setattr(harness, "captured", lambda run: run)
+    limits = [
+        Provider("clone", "limit", lambda: None),
+        Provider("copy", "limit", lambda: None, graph=True),
+    ]
+    skipped = {}
+    ours = Provider("ours", "ours", lambda: None, "clone", graph=True)
+    found = {p.name: p for p in harness._with_graphs([*limits, ours], skipped)}
+    assert found["ours, graph"].against == "copy, graph"
+    assert set(found) == {"clone", "copy", "copy, graph", "ours", "ours, graph"}
+    assert not skipped
+    # Launch-bound limits would flatter it.
+    found = {p.name for p in harness._with_graphs([limits[0], ours], skipped)}
+    assert found == {"clone", "ours"}
+    assert "no limit" in skipped["ours, graph"]
+
+
 def test_peak_memory_counts_what_is_freed_again():
     size = 64 * 1024**2
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+from lipvae._backend import backend, requested
 
 _CPP_DTYPE_CODES = {torch.float32: 0, torch.float64: 1}
 
@@ -35,6 +38,23 @@ def direct_apply(function: type[Function]) -> Callable[..., Any]:
         return direct(*args)
 
     return apply
+
+
+def on_requested_backend(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A Function's backward pass on the backend asked for in its forward pass, `ctx.requested`.
+
+    Autograd runs it on a thread of its own for CUDA tensors, which knows of no choice that
+    :func:`lipvae.backend` made for another thread.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Any) -> Any:
+        if ctx.requested == requested() or ctx.requested is None:
+            return backward(ctx, *grads)
+        with backend(ctx.requested):
+            return backward(ctx, *grads)
+
+    return run
 
 
 def compiling() -> bool:

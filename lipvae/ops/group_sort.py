@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lipvae import reference
-from lipvae._backend import choose, cpp_module, kernel_module
-from lipvae.ops._common import compiling, dtype_code, needs_grad
+from lipvae._backend import choose, cpp_module, kernel_module, requested
+from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
 
 
 def _extent(x: Tensor, dim: int) -> tuple[int, int, int]:
@@ -121,12 +121,14 @@ class _GroupSort(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group_size: int, dim: int) -> Tensor:
         y, code = forward(x, group_size, dim, True)
+        ctx.requested = requested()
         ctx.save_for_backward(code)
         ctx.group_size, ctx.dim = group_size, dim
         return y
 
     @staticmethod
     @once_differentiable
+    @on_requested_backend
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (code,) = ctx.saved_tensors
         return backward(grad, code, ctx.group_size, ctx.dim), None, None

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lipvae import reference
-from lipvae._backend import choose, cpp_module, kernel_module
-from lipvae.ops._common import compiling, dtype_code, needs_grad
+from lipvae._backend import choose, cpp_module, kernel_module, requested
+from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
 
 FAMILY_CODES = {family: code for code, family in enumerate(reference.FAMILIES)}
 
@@ -108,12 +108,14 @@ _op.register_autograd(_op_vjp, setup_context=_op_setup)
 class _Importance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameters: Tensor, target: Tensor, family: str) -> Tensor:
+        ctx.requested = requested()
         ctx.save_for_backward(parameters, target)
         ctx.family = family
         return forward(parameters, target, family)
 
     @staticmethod
     @once_differentiable
+    @on_requested_backend
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         parameters, target = ctx.saved_tensors
         return backward(grad, parameters, target, ctx.family), None, None

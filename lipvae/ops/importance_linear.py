@@ -108,7 +108,7 @@ def forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str
 ) -> Tensor:
     """[K, B, H], [P * D, H], [P * D], [B, D] -> [K, B]."""
-    backend = choose("importance", hidden)
+    backend = choose("importance_linear", hidden)
     if backend == "cpp":
         return PackedHead(weight, bias, family).log_likelihood(hidden, target)
     if backend == "triton":

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lipvae import reference
-from lipvae._backend import choose, cpp_module, kernel_module
-from lipvae.ops._common import compiling, dtype_code, needs_grad
+from lipvae._backend import choose, cpp_module, kernel_module, requested
+from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
 
 
 def forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -122,6 +122,7 @@ class _L1Ball(torch.autograd.Function):
         ctx: Any, weight: Tensor, radius: float, warm: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         projected, threshold = forward(weight, radius, warm)
+        ctx.requested = requested()
         ctx.save_for_backward(weight, threshold)
         ctx.mark_non_differentiable(threshold)
         ctx.set_materialize_grads(False)  # no zeros for the thresholds' missing gradient
@@ -129,6 +130,7 @@ class _L1Ball(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @on_requested_backend
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
         if grad is None:
             return None, None, None

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from lipvae import reference
-from lipvae._backend import choose, kernel_module
-from lipvae.ops._common import compiling, direct_apply, needs_grad
+from lipvae._backend import choose, kernel_module, requested
+from lipvae.ops._common import compiling, direct_apply, needs_grad, on_requested_backend
 from lipvae.ops.group_sort import backward as group_sort_backward
 from lipvae.ops.group_sort import code_shape as group_sort_code_shape
 from lipvae.ops.group_sort import forward as group_sort_forward
@@ -231,11 +231,13 @@ class _LipschitzLinear(torch.autograd.Function):
         )
         thresholds.append(threshold)  # an output without a gradient would cost more
         ctx.group_size, ctx.has_bias = group_size, bias is not None
+        ctx.requested = requested()
         ctx.save_for_backward(x, weight, threshold, projected, code, entries)
         return y
 
     @staticmethod
     @once_differentiable
+    @on_requested_backend
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs = _needs(ctx)
         x, weight, threshold, projected, code, entries = ctx.saved_tensors

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lipvae import reference
-from lipvae._backend import choose, cpp_module, kernel_module
-from lipvae.ops._common import compiling, dtype_code, needs_grad
+from lipvae._backend import choose, cpp_module, kernel_module, requested
+from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
 from lipvae.ops.vmf_density import moments
 
 MAX_DIM = 8192  # of the kernels, which hold a sample's numbers on the stack or in registers
@@ -137,12 +137,14 @@ class _Vmf(torch.autograd.Function):
         shared: bool,
     ) -> tuple[Tensor, Tensor]:
         x, t = forward(loc, concentration, samples, seed, start, shared)
+        ctx.requested = requested()
         ctx.save_for_backward(loc, concentration, x, t)
         ctx.set_materialize_grads(False)  # no zeros for t, which few need
         return x, t
 
     @staticmethod
     @once_differentiable
+    @on_requested_backend
     def backward(ctx: Any, grad: Tensor | None, grad_t: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         if grad is None:

@@ -90,7 +90,7 @@ def _debye_polynomials() -> tuple[tuple[Fraction, ...], ...]:
 
 
 @functools.cache
-def _debye_table() -> Tensor:
+def _debye_table(device: torch.device) -> Tensor:
     """Coefficients [q power, 4 * k] of S, r^2 S' / kappa, r^2 S'' and r^4 S''' / kappa.
 
     S = sum c q^j r^-k is sum c nu^2j r^-n with n = k + 2j, and kappa^2 / r^2 = 1 - q.
@@ -108,7 +108,9 @@ def _debye_table() -> Tensor:
             table[j + 1][2 * terms + at] -= second * c
             table[j][3 * terms + at] += (3 * second - third) * c
             table[j + 1][3 * terms + at] += third * c
-    return torch.tensor([[float(c) for c in row] for row in table], dtype=torch.float64)
+    numbers = [[float(c) for c in row] for row in table]
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 @functools.cache
@@ -165,7 +167,7 @@ def _debye(kappa: Tensor, dim: int) -> Moments:
     q, cosine = p * p, kappa / r
     powers = torch.cumprod(torch.stack([torch.ones_like(q)] + [q] * (_DEBYE_TERMS + 1), -1), -1)
     inverse = torch.cumprod((1 / r).unsqueeze(-1).expand(*r.shape, _DEBYE_TERMS), -1)
-    table = _debye_table().to(kappa.device)
+    table = _debye_table(kappa.device)
     by_order = _each_times(powers, table).unflatten(-1, (4, _DEBYE_TERMS))
     s0, s1, s2, s3 = torch.einsum("...fk,...k->f...", by_order, inverse).unbind(0)
 

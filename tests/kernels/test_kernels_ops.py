@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +15,7 @@ from lipvae.functional import group_sort, lipschitz_linear, project_l1_ball
 from lipvae.kernels import _tuning
 from lipvae.kernels._lipschitz_products import tiles
 from lipvae.kernels._tuning import Tile
+from lipvae.kernels.importance_linear import TILES, tile_for
 from lipvae.ops.importance import importance
 from lipvae.ops.importance_linear import importance_linear
 
@@ -122,9 +125,35 @@ class TestTiles:
         before = torch.get_float32_matmul_precision()
         try:
             torch.set_float32_matmul_precision("highest")
-            assert _tuning.product_kind(torch.float32) == "ieee"
+            assert _tuning.product_kind(torch.float32, "ampere") == "ieee"
             torch.set_float32_matmul_precision("high")
-            assert _tuning.product_kind(torch.float32) == "tf32"
-            assert _tuning.product_kind(torch.bfloat16) == "half"
+            assert _tuning.product_kind(torch.float32, "ampere") == "tf32"
+            assert _tuning.product_kind(torch.bfloat16, "ampere") == "half"
+            assert _tuning.product_kind(torch.float32, "turing") == "ieee"
+            assert _tuning.product_kind(torch.float32, "cdna") == "ieee"
         finally:
             torch.set_float32_matmul_precision(before)
+
+    def test_the_switches_of_torch_agree(self) -> None:
+        """In a process of its own: torch refuses to mix the older switches with the newer ones."""
+        program = (
+            "import torch; from lipvae.kernels._tuning import product_kind\n"
+            "for value, kind in ('tf32', 'tf32'), ('ieee', 'ieee'):\n"
+            "    torch.backends.cuda.matmul.fp32_precision = value\n"
+            "    assert product_kind(torch.float32, 'hopper') == kind, value\n"
+        )
+        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            pytest.skip("this torch has the older switches only")
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    def test_fewer_stages_where_shared_memory_is_short(self) -> None:
+        whole = tile_for("half", 256, _tuning.Machine())
+        assert whole == TILES["half", 256]
+        tight = _tuning.Machine(shared_limit=65536)
+        for (kind, count), tile in TILES.items():
+            found = tile_for(kind, count, tight)
+            assert (found.rows, found.cols, found.inner) == (tile.rows, tile.cols, tile.inner)
+            assert found.num_stages == 1 or found.shared_bytes(2 if kind == "half" else 4) <= 65536
