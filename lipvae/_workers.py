@@ -1,8 +1,9 @@
-"""Threads that each compute with one thread.
+"""Threads that each compute with one thread of torch.
 
 A BLAS or a convolution may split a sum over its threads, and the split changes the rounding. Here
-whole items go to threads and every item is computed by one, so the number of threads cannot reach
-a result.
+whole items go to threads and torch computes every item with one, so the number of threads cannot
+reach a result. It cannot reach those of the C++ kernels, which take the threads that are left where
+there are fewer items.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import ContextVar
 
 import torch
+
+_share: ContextVar[int] = ContextVar("lipvae_share", default=0)
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
@@ -53,10 +57,16 @@ def _pool(size: int) -> ThreadPoolExecutor:
         return _pools[size]
 
 
+def kernel_threads() -> int:
+    """The threads that a C++ kernel may use here: torch's number, or a worker's share of it."""
+    return _share.get() or torch.get_num_threads()
+
+
 def for_each(count: int, work: Callable[[int], None]) -> None:
     """Calls ``work(0)`` to ``work(count - 1)``, each with torch at one thread.
 
-    As many calls run at once as torch has threads. Calls see the context variables of the caller.
+    As many calls run at once as torch has threads; if there are fewer, their C++ kernels share
+    the others. Calls see the context variables of the caller.
     The first error stops what has not begun and is raised.
 
     Args:
@@ -72,6 +82,7 @@ def for_each(count: int, work: Callable[[int], None]) -> None:
     stop = threading.Event()
 
     def take() -> None:
+        _share.set(max(1, threads // count))
         try:
             while not stop.is_set() and (i := next(following)) < count:
                 work(i)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lipvae
 import lipvae.distributions
-from lipvae import _importance_pass, reference
+from lipvae import _importance_pass, _workers, reference
 from lipvae._importance_pass import ImportancePass, noise_of
 from lipvae._packed_model import PackedModel
 from lipvae._workers import for_each
@@ -607,3 +607,18 @@ def test_noise_is_part_of_a_calibration_and_of_a_normal_posterior(tmp_path) -> N
     assert torch.equal(again(data)["typicality"], scorer(data)["typicality"])
     with pytest.raises(ValueError, match="calibration must be of noise='independent', got one of"):
         Scorer(model, ["typicality"], 8, calibration=kept)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_kernels_of_few_items_share_the_threads(count: int) -> None:
+    before = torch.get_num_threads()
+    seen: list[tuple[int, int]] = []
+    try:
+        torch.set_num_threads(4)
+        _workers.for_each(
+            count, lambda _: seen.append((_workers.kernel_threads(), torch.get_num_threads()))
+        )
+        assert seen == [(max(1, 4 // count), 1)] * count
+        assert _workers.kernel_threads() == 4
+    finally:
+        torch.set_num_threads(before)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from lipvae._backend import backend, requested
+
+_Grads = ParamSpec("_Grads")
+_Gradients = TypeVar("_Gradients")
 
 _CPP_DTYPE_CODES = {torch.float32: 0, torch.float64: 1}
 
@@ -40,7 +43,9 @@ def direct_apply(function: type[Function]) -> Callable[..., Any]:
     return apply
 
 
-def on_requested_backend(backward: Callable[..., Any]) -> Callable[..., Any]:
+def on_requested_backend(
+    backward: Callable[Concatenate[Any, _Grads], _Gradients],
+) -> Callable[Concatenate[Any, _Grads], _Gradients]:
     """A Function's backward pass on the backend asked for in its forward pass, `ctx.requested`.
 
     Autograd runs it on a thread of its own for CUDA tensors, which knows of no choice that
@@ -48,11 +53,11 @@ def on_requested_backend(backward: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(backward)
-    def run(ctx: Any, *grads: Any) -> Any:
+    def run(ctx: Any, *grads: _Grads.args, **none: _Grads.kwargs) -> _Gradients:
         if ctx.requested == requested() or ctx.requested is None:
-            return backward(ctx, *grads)
+            return backward(ctx, *grads, **none)
         with backend(ctx.requested):
-            return backward(ctx, *grads)
+            return backward(ctx, *grads, **none)
 
     return run
 

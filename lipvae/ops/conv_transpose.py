@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lipvae._backend import cpp_module
+from lipvae._workers import kernel_threads
 from lipvae.ops._common import dtype_code
 from lipvae.ops.panels import pack
 
@@ -83,7 +83,7 @@ class PackedConvTranspose2d:
             panels.shape[-1],
             relu,
             dtype_code(x),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return out
 

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
+from lipvae._workers import kernel_threads
 from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
 
 
@@ -54,7 +55,7 @@ def cpp_forward(
         *extent,
         group_size,
         dtype_code(x),
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return code
 
@@ -72,7 +73,7 @@ def backward(grad: Tensor, code: Tensor, group_size: int, dim: int) -> Tensor:
             *_extent(grad, dim),
             group_size,
             dtype_code(grad),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return grad_x
     if backend == "triton":

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
+from lipvae._workers import kernel_threads
 from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
 
 FAMILY_CODES = {family: code for code, family in enumerate(reference.FAMILIES)}
@@ -36,7 +37,7 @@ def cpp_forward(parameters: Tensor, target: Tensor, out: Tensor, family: str) ->
         target.shape[1],
         FAMILY_CODES[family],
         dtype_code(parameters),
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return out
 
@@ -64,7 +65,7 @@ def backward(grad: Tensor, parameters: Tensor, target: Tensor, family: str) -> T
             target.shape[1],
             FAMILY_CODES[family],
             dtype_code(parameters),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return grad_parameters
     if backend == "triton":

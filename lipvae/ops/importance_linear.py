@@ -8,6 +8,7 @@ from torch.nn.functional import linear
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module
+from lipvae._workers import kernel_threads
 from lipvae.ops._common import compiling, dtype_code, needs_grad
 from lipvae.ops.importance import FAMILY_CODES, importance, result_dtype
 from lipvae.ops.importance import forward as importance_forward
@@ -84,7 +85,7 @@ class PackedHead:
                 panels.shape[-1],
                 FAMILY_CODES[self._family],
                 code,
-                torch.get_num_threads(),
+                kernel_threads(),
             )
         return total.to(hidden.dtype)
 

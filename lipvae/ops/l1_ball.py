@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
+from lipvae._workers import kernel_threads
 from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
 
 
@@ -39,7 +40,7 @@ def cpp_forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Ten
         projected.data_ptr(),
         threshold.data_ptr(),
         dtype_code(weight),
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return projected, threshold
 
@@ -67,7 +68,7 @@ def cpp_backward(grad: Tensor, out: Tensor, weight: Tensor, threshold: Tensor) -
         rows,
         cols,
         dtype_code(weight),
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return out
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lipvae import reference
 from lipvae._backend import cpp_module
+from lipvae._workers import kernel_threads
 from lipvae.ops._common import dtype_code
 from lipvae.ops.group_sort import group_sort
 from lipvae.ops.panels import PackedLinear, empty_panels
@@ -69,7 +70,7 @@ def cpp_forward(
         0 if panels is None else panels.shape[-1],
         group_size,
         dtype_code(weight),
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     if listing and listed:
         return y, threshold, None, code, entries
@@ -101,7 +102,7 @@ def cpp_backward(
         columns,
         inner,
         dtype_code(x),
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return grad_x, grad_weight
 

@@ -7,10 +7,10 @@ threads there are. It reads the weight in panels, which are packed beforehand.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lipvae._backend import cpp_module
+from lipvae._workers import kernel_threads
 from lipvae.ops._common import dtype_code
 
 
@@ -56,7 +56,7 @@ def pack(
         inner,
         module.panel_width(dtype),
         dtype,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return out
 
@@ -119,6 +119,6 @@ class PackedLinear:
             relu,
             self._group_size,
             dtype_code(x),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return out

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
+from lipvae._workers import kernel_threads
 from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
 from lipvae.ops.vmf_density import moments
 
@@ -38,7 +39,7 @@ def forward(
             start,
             shared,
             dtype_code(loc),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return x, t
     if backend == "triton":
@@ -65,7 +66,7 @@ def angle_derivative(t: Tensor, concentration: Tensor, dim: int) -> Tensor:
             *t.shape,
             dim,
             len(node),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return out
     if backend == "triton":
