@@ -162,7 +162,8 @@ def complaints(
 ) -> list[str]:
     """What is wrong with the figures: errors, spills, limits, and regressions of the baseline.
 
-    Figures are compared only with a baseline of the same Triton release.
+    Figures are compared only with a baseline of the same Triton release, and what spills under
+    another one, which no choice here was made for, is in the table and no error.
     """
     found = []
     comparable = baseline is not None and baseline["triton"] == triton.__version__
@@ -173,7 +174,7 @@ def complaints(
             if isinstance(figures, str):
                 found.append(f"{where} does not compile: {figures}")
                 continue
-            if figures.spills:
+            if figures.spills and (comparable or baseline is None):
                 found.append(f"{where} spills {figures.spills}")
             if figures.shared > SHARED_LIMIT[target]:
                 found.append(f"{where} needs {figures.shared} bytes of shared memory")
@@ -238,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if baseline is not None and baseline["triton"] != triton.__version__:
         print(
             f"the baseline is of Triton {baseline['triton']}, this is {triton.__version__}: "
-            "only spills and limits are checked",
+            "only errors and limits are judged",
             file=sys.stderr,
         )
     plain = {
