@@ -1,0 +1,153 @@
+"""Launches through Triton's own dispatch and compiler, by a driver that stands for an H100.
+
+The interpreter takes kernels whose arguments no compiler would, and compiling ahead of time fixes
+the arguments' types: here they follow from what a launcher passes, sizes of 1 turned into constants
+and all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
+if torch.cuda.is_available():
+    pytest.skip("tests/gpu launch the kernels themselves", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from lipvae.kernels import (
+    _densities,
+    group_sort,
+    importance,
+    importance_linear,
+    l1_ball,
+    lipschitz_linear,
+    vmf,
+)
+
+MODULES = (
+    _densities,
+    group_sort,
+    importance,
+    importance_linear,
+    l1_ball,
+    lipschitz_linear,
+    vmf,
+)
+
+
+class _Driver:
+    """Names a GPU, and has none."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[list[str]]:
+    """The names of the kernels that were launched, which compiles them and runs nothing."""
+    names: list[str] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **keywords)
+        assert kernel.asm["cubin"]
+        names.append(self.__name__)
+        return kernel
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for module in MODULES:
+        if hasattr(module, "check_operand"):
+            monkeypatch.setattr(module, "check_operand", lambda _name, value, dim=None: value)
+    driver.set_active(_Driver())
+    yield names
+    driver.set_active(None)  # the next to ask looks for one
+
+
+def rand(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand(shape).to(dtype)
+
+
+def layer(
+    rows: int, inner: int, cols: int, group: int | None, dtype: torch.dtype, record: bool
+) -> None:
+    x, weight, bias = (
+        rand(rows, inner, dtype=dtype),
+        rand(cols, inner, dtype=dtype),
+        rand(cols, dtype=dtype),
+    )
+    lipschitz_linear.lipschitz_linear_forward(
+        x, weight, bias if record else None, 1.0, group, record
+    )
+    if record:
+        code = None
+        if group:
+            code = torch.empty(group_sort.code_shape(rows, cols, 1, group), dtype=torch.uint8)
+        threshold = torch.zeros(cols, dtype=torch.float64)
+        lipschitz_linear.lipschitz_linear_backward(
+            rand(rows, cols, dtype=dtype), x, weight, threshold, code, group
+        )
+
+
+LAUNCHES: dict[str, Callable[[], Any]] = {
+    "l1_ball of one column": lambda: l1_ball.l1_ball_forward(rand(3, 1), 1.0, None),
+    "l1_ball, warm": lambda: l1_ball.l1_ball_forward(
+        rand(3, 784), 1.0, torch.zeros(3, dtype=torch.float64)
+    ),
+    "l1_ball, backward": lambda: l1_ball.l1_ball_backward(
+        rand(3, 5), rand(3, 5), torch.zeros(3, dtype=torch.float64)
+    ),
+    "group_sort of one row": lambda: group_sort.group_sort_forward(rand(1, 4), 2),
+    "group_sort of eight, planes": lambda: group_sort.group_sort_forward(
+        rand(1, 8, 7), 8, 1, False
+    ),
+    "layer, no sort": lambda: layer(1, 784, 64, None, torch.float32, True),
+    "layer, one input": lambda: layer(100, 1, 20, 4, torch.float32, False),
+    "layer, half": lambda: layer(128, 785, 64, 8, torch.float16, True),
+    "importance of one of each": lambda: importance.importance_forward(rand(1, 1, 1), rand(1, 1)),
+    "importance, categorical256": lambda: importance.importance_forward(
+        rand(1, 1, 256), rand(1, 1), "categorical256"
+    ),
+    "importance, backward": lambda: importance.importance_backward(
+        rand(1, 3), rand(1, 3, 10), rand(3, 5), "discretized_logistic"
+    ),
+    "importance_linear of one of each": lambda: importance_linear.importance_linear_forward(
+        rand(1, 1, 1), rand(1, 1), None, rand(1, 1)
+    ),
+    "importance_linear, categorical256": lambda: importance_linear.importance_linear_forward(
+        rand(1, 1, 16), rand(256, 16), None, rand(1, 1), "categorical256"
+    ),
+    **{
+        f"vmf, {m} dimensions": lambda m=m: vmf.vmf_forward(
+            rand(1, m), torch.ones(1), 1, torch.tensor([3]), 1, True
+        )
+        for m in (2, 3, 5)
+    },
+    "vmf, derivative": lambda: vmf.vmf_angle(
+        torch.ones(1, 1, dtype=torch.float64),
+        torch.ones(1, dtype=torch.float64),
+        torch.ones(1, dtype=torch.float64),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_launch_compiles(name: str, compiled: list[str]) -> None:
+    LAUNCHES[name]()
+    assert compiled
