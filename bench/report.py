@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from bench import bars, bench_scores, bench_scoring, results
 from bench.results import MeasuredCase, Row, factor, megabytes, seconds
@@ -109,6 +110,11 @@ def _line(axes: Axes, name: str, points: list[tuple[float, float]], role: str) -
     axes.plot(xs, ys, style, label=name, markersize=4, linewidth=2 if role == "ours" else 1)
 
 
+def _short(size: float) -> str:
+    """A size in few characters: 784, 18k, 17M."""
+    return f"{size:g}" if size < 1e4 else EngFormatter(places=0, sep="")(size)
+
+
 def draw(plot: Plot, rows: Iterable[Row], path: Path) -> bool:
     """Time, and ratio to the limit, against size; False if there is nothing to draw."""
     time_points: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -123,6 +129,10 @@ def draw(plot: Plot, rows: Iterable[Row], path: Path) -> bool:
             ratio_points.setdefault(key, []).append((size, row["to_limit"]))
     if not time_points:
         return False
+    sizes: list[float] = []
+    for size in sorted({size for points in time_points.values() for size, _ in points}):
+        if not sizes or size > 1.5 * sizes[-1]:  # labels beside one another
+            sizes.append(size)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
     for (name, role), points in time_points.items():
         _line(left, name, points, role)
@@ -133,6 +143,13 @@ def draw(plot: Plot, rows: Iterable[Row], path: Path) -> bool:
     right.set_ylabel("time / limit")
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", xlabel=plot.axis)
+        axes.set_xticks(sizes, [_short(size) for size in sizes])
+        low, high = axes.get_ylim()
+        subs = (1, 1.2, 1.5, 2, 3, 5, 7) if high < 5 * low else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(plot.op)
