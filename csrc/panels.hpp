@@ -141,13 +141,15 @@ void multiply_panel(std::int64_t rows, const Strip<T>& a) {
   // Strips of like heights: one or two rows alone would wait for their own sums.
   constexpr int most = Panel<T>::rows_beside(vectors);
   const std::int64_t strips = (rows + most - 1) / most;
-  constexpr std::int64_t line = 64 / sizeof(T);
-  const T* ahead = a.panel + a.depth * Panel<T>::width;
-  const std::int64_t lines = strips < 4 ? 0 : a.depth * Panel<T>::width / line;
+  // What follows in memory is the next part of the panel, or the next panel, or nothing.
+  constexpr std::uintptr_t line = 64;
+  const std::uintptr_t bytes = std::uintptr_t(a.depth) * Panel<T>::width * sizeof(T);
+  const std::int64_t lines = strips < 4 ? 0 : std::int64_t(bytes / line);
+  std::uintptr_t ahead = reinterpret_cast<std::uintptr_t>(a.panel) + bytes;
   Strip<T> strip = a;
   for (std::int64_t i = 0; i < strips; ++i) {
-    for (const T* end = ahead + ((i + 1) * lines / strips - i * lines / strips) * line; ahead != end; ahead += line)
-      __builtin_prefetch(ahead, 0, 2);
+    for (std::int64_t n = (i + 1) * lines / strips - i * lines / strips; n > 0; --n, ahead += line)
+      __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
     const std::int64_t height = rows / strips + (i < rows % strips);
     multiply_strip<T, vectors>(height, strip);
     strip.x += height * a.x_stride;
