@@ -141,7 +141,8 @@ LIPVAE_INLINE void run_groups(const T* x, T* y, Bits* bits, int count) {
 
 // Part of one group whose elements are planes, `inner` apart in x and `stride` apart in y.
 template <class Pass, int g, class T, class Bits>
-LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, std::int64_t stride, int count) {
+LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, std::int64_t stride,
+                              int count) {
   using S = Simd<T>;
   using V = typename S::V;
   if (count >= S::lanes) {
@@ -245,7 +246,8 @@ void run(const Layout& a) {
           const std::int64_t left = a.inner - first;
           const int count = int(left < BitBuffer::capacity ? left : BitBuffer::capacity);
           row_bits.with(group * a.inner + first, count, [&](auto* bits) {
-            run_planes<Pass, g>(from + first, (buffered ? buffer : to) + first, bits, a.inner, plane_stride, count);
+            T* const y_part = (buffered ? buffer : to) + first;
+            run_planes<Pass, g>(from + first, y_part, bits, a.inner, plane_stride, count);
           });
         }
         if (buffered)
