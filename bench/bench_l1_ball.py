@@ -91,12 +91,12 @@ def forward_case(
     weight = rows(kind, shape, settings)
     source = settings.ring(weight, streamed)
     out = torch.empty_like(weight)
-    providers = copy_limits(source, weight) + _kernels(weight, source, out)
+    graph = not streamed  # it would read the same buffer at every replay
+    providers = copy_limits(source, weight, graph=graph) + _kernels(weight, source, out)
     projected = functional.project_l1_ball(weight, RADIUS)
     public = Provider(
         PUBLIC, "ours", lambda: functional.project_l1_ball(source(), RADIUS), CLONE,
-        graph=not streamed,  # a graph would read the same buffer at every replay
-        extra={"relative_error": relative_error(projected, weight)},
+        graph=graph, extra={"relative_error": relative_error(projected, weight)},
     )  # fmt: skip
     providers.append(public)
     skipped: dict[str, str] = {}

@@ -241,20 +241,22 @@ def _with_graphs(providers: Sequence[Provider], skipped: dict[str, str]) -> list
     Its limit is a replayed graph too, whichever the provider's own limit is.
     """
     found = list(providers)
-    limits = [p.name for p in providers if p.role == "limit" and p.graph]
-    for provider in providers:
+    limits: list[str] = []  # that were captured
+    for provider in sorted(providers, key=lambda provider: provider.role != "limit"):
         if provider.graph:
             name = f"{provider.name}, graph"
+            limit = provider.against if provider.against in limits else next(iter(limits), None)
+            if provider.role != "limit" and limit is None:
+                skipped[name] = "no limit of this case is captured"
+                continue
             try:
                 run = captured(provider.run)
             except RuntimeError as error:
                 skipped[name] = f"cannot be captured: {error}"
                 continue
-            limit = provider.against if provider.against in limits else next(iter(limits), None)
-            if limit is None:
-                skipped[name] = "no limit of this case is captured"
-                continue
-            against = f"{limit}, graph"
+            if provider.role == "limit":
+                limits.append(provider.name)
+            against = f"{limit}, graph" if limit else None
             found.append(Provider(name, provider.role, run, against, provider.peer_of))
     return found
 

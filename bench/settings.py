@@ -66,7 +66,9 @@ class Settings:
         return itertools.cycle(copies).__next__
 
 
-def copy_limits(source: Callable[[], Tensor], like: Tensor) -> list[Provider]:
+def copy_limits(
+    source: Callable[[], Tensor], like: Tensor, *, graph: bool = True
+) -> list[Provider]:
     """The two limits of an elementwise op: a copy into a buffer, and one that allocates.
 
     Kernels that write into a buffer are compared to the first, ops that return a fresh tensor to
@@ -74,7 +76,7 @@ def copy_limits(source: Callable[[], Tensor], like: Tensor) -> list[Provider]:
     """
     out = torch.empty_like(like)
     return [
-        Provider(COPY, "limit", lambda: out.copy_(source()), graph=True),
+        Provider(COPY, "limit", lambda: out.copy_(source()), graph=graph),
         Provider(CLONE, "limit", lambda: source().clone()),
     ]
 

@@ -3,6 +3,7 @@
 // AVX-512, which picks lanes from two vectors by one instruction.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "simd.hpp"
@@ -171,41 +172,35 @@ struct Scatter {
   }
 };
 
-template <int g, int blocks, class T>
-LIPVAE_INLINE void gather_groups(typename Simd<T>::V* e) {
-  if constexpr (blocks < g) {
-    constexpr int lanes = Simd<T>::lanes, groups = lanes / g * blocks;
-    typename Simd<T>::V to[g];
+// One stage, of vectors that hold an element in `blocks` of g; or back.
+template <int g, int blocks, bool back, class T>
+LIPVAE_INLINE void exchange_groups(typename Simd<T>::V* e) {
+  constexpr int lanes = Simd<T>::lanes, groups = lanes / g * blocks;
+  using First = std::conditional_t<back, Scatter<lanes, g, groups, 0>, Gather<lanes, g, groups, 0>>;
+  using Second = std::conditional_t<back, Scatter<lanes, g, groups, 1>, Gather<lanes, g, groups, 1>>;
+  typename Simd<T>::V to[g];
 #pragma GCC unroll 4
-    for (int pair = 0; pair < g / (2 * blocks); ++pair)
+  for (int pair = 0; pair < g / (2 * blocks); ++pair)
 #pragma GCC unroll 4
-      for (int block = 0; block < blocks; ++block) {
-        const auto a = e[2 * pair * blocks + block], b = e[(2 * pair + 1) * blocks + block];
-        to[2 * (pair * blocks + block)] = pick_lanes<T, Gather<lanes, g, groups, 0>>(a, b);
-        to[2 * (pair * blocks + block) + 1] = pick_lanes<T, Gather<lanes, g, groups, 1>>(a, b);
-      }
+    for (int block = 0; block < blocks; ++block) {
+      const int apart = 2 * pair * blocks + block, together = 2 * (pair * blocks + block);
+      const int from = back ? together : apart, from_step = back ? 1 : blocks;
+      const int at = back ? apart : together, at_step = back ? blocks : 1;
+      to[at] = pick_lanes<T, First>(e[from], e[from + from_step]);
+      to[at + at_step] = pick_lanes<T, Second>(e[from], e[from + from_step]);
+    }
 #pragma GCC unroll 8
-    for (int i = 0; i < g; ++i) e[i] = to[i];
-    gather_groups<g, 2 * blocks, T>(e);
-  }
+  for (int i = 0; i < g; ++i) e[i] = to[i];
 }
-template <int g, int blocks, class T>
+template <int g, class T, int blocks = 1>
+LIPVAE_INLINE void gather_groups(typename Simd<T>::V* e) {
+  exchange_groups<g, blocks, false, T>(e);
+  if constexpr (2 * blocks < g) gather_groups<g, T, 2 * blocks>(e);
+}
+template <int g, class T, int blocks = 1>
 LIPVAE_INLINE void scatter_groups(typename Simd<T>::V* e) {
-  if constexpr (blocks > 0) {
-    constexpr int lanes = Simd<T>::lanes, groups = lanes / g * blocks;
-    typename Simd<T>::V to[g];
-#pragma GCC unroll 4
-    for (int pair = 0; pair < g / (2 * blocks); ++pair)
-#pragma GCC unroll 4
-      for (int block = 0; block < blocks; ++block) {
-        const auto a = e[2 * (pair * blocks + block)], b = e[2 * (pair * blocks + block) + 1];
-        to[2 * pair * blocks + block] = pick_lanes<T, Scatter<lanes, g, groups, 0>>(a, b);
-        to[(2 * pair + 1) * blocks + block] = pick_lanes<T, Scatter<lanes, g, groups, 1>>(a, b);
-      }
-#pragma GCC unroll 8
-    for (int i = 0; i < g; ++i) e[i] = to[i];
-    scatter_groups<g, blocks / 2, T>(e);
-  }
+  if constexpr (2 * blocks < g) scatter_groups<g, T, 2 * blocks>(e);
+  exchange_groups<g, blocks, true, T>(e);
 }
 
 template <int g, class T>
@@ -214,12 +209,12 @@ LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
   if constexpr (g == 8) return load_by_blocks<g>(p, e);
 #pragma GCC unroll 4
   for (int i = 0; i < g; ++i) e[i] = Simd<T>::load(p + i * Simd<T>::lanes);
-  gather_groups<g, 1, T>(e);
+  gather_groups<g, T>(e);
 }
 template <int g, bool streaming, class T>
 LIPVAE_INLINE void store_groups(T* p, typename Simd<T>::V* e) {
   using S = Simd<T>;
-  scatter_groups<g, g / 2, T>(e);
+  scatter_groups<g, T>(e);
 #pragma GCC unroll 8
   for (int i = 0; i < g; ++i) {
     if constexpr (streaming)

@@ -80,33 +80,53 @@ struct RowOfLevels {
   }
 };
 
+// The planes of a few parameters for a tile of rows: what a thread keeps.
+template <class T>
+struct Planes {
+  using P = Panel<T>;
+  const ImportanceLinear& a;
+  std::int64_t stride, columns;  // from plane to plane, and from row to row
+
+  Planes(const ImportanceLinear& arguments, int at_once)
+      : a(arguments), stride(P::count(a.dim) * P::width), columns(at_once * stride) {}
+  std::int64_t most_rows() const {
+    const std::int64_t limit = tile_bytes / (columns * std::int64_t(sizeof(T))), tile = P::tile(a.inner);
+    return limit < tile ? limit : tile;
+  }
+  // Planes [first, first + count) of rows from `row` on.
+  void make(std::int64_t row, std::int64_t rows, int first, int count, T* out) const {
+    const T* const panels = static_cast<const T*>(a.panels);
+    for (int j = 0; j < count; ++j)
+      multiply(static_cast<const T*>(a.hidden) + row * a.inner, rows, a.inner,
+               panels + (first + j) * P::count(a.dim) * P::size(a.inner), a.dim, false, out + j * stride, columns);
+  }
+  const T* image(std::int64_t row) const { return static_cast<const T*>(a.target) + row % a.batch * a.dim; }
+  // Runs body(row, rows, room for the planes) for tiles of like heights; there are `count` planes in all.
+  template <class Body>
+  void for_each_tile(int count, Body&& body) const {
+    const std::int64_t strips = (a.rows + P::rows - 1) / P::rows, most = most_rows();
+    parallel_for(strips, product_bytes<T>(a.rows, a.inner, count * stride), a.threads,
+                 [&](std::int64_t begin, std::int64_t end) {
+                   alignas(64) T room[tile_bytes / sizeof(T)];
+                   const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
+                   std::int64_t row = begin * P::rows;
+                   for (std::int64_t left = (last - row + most - 1) / most; left > 0; --left) {
+                     const std::int64_t rows = (last - row + left - 1) / left;
+                     body(row, rows, static_cast<T*>(room));
+                     row += rows;
+                   }
+                 });
+  }
+};
+
 template <class Family, class T>
 void run(const ImportanceLinear& a) {
-  using P = Panel<T>;
   using Add = AddRows<Family, T>;
-  const T* hidden = static_cast<const T*>(a.hidden);
-  const T* panels = static_cast<const T*>(a.panels);
-  const T* target = static_cast<const T*>(a.target);
-  const std::int64_t stride = P::count(a.dim) * P::width, columns = Add::planes * stride;
-  const std::int64_t plane_size = P::count(a.dim) * P::size(a.inner);
-  const std::int64_t limit = tile_bytes / (columns * std::int64_t(sizeof(T)));
-  const std::int64_t tile = limit < P::tile(a.inner) ? limit : P::tile(a.inner);
-  const std::int64_t strips = (a.rows + P::rows - 1) / P::rows;
-  const double bytes = product_bytes<T>(a.rows, a.inner, columns);
-  parallel_for(strips, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    alignas(64) T logits[tile_bytes / sizeof(T)];
-    const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
-    const std::int64_t tiles = (last - begin * P::rows + tile - 1) / tile;
-    std::int64_t row = begin * P::rows;
-    for (std::int64_t left = tiles; left > 0; --left) {
-      const std::int64_t rows = (last - row + left - 1) / left;
-      for (int plane = 0; plane < Add::planes; ++plane)
-        multiply(hidden + row * a.inner, rows, a.inner, panels + plane * plane_size, a.dim, false,
-                 logits + plane * stride, columns);
-      auto image = [&](std::int64_t r) { return target + (row + r) % a.batch * a.dim; };
-      Add::add(logits, stride, rows, image, a.dim, a.total + row);
-      row += rows;
-    }
+  const Planes<T> planes(a, Add::planes);
+  planes.for_each_tile(Add::planes, [&](std::int64_t row, std::int64_t rows, T* parameters) {
+    planes.make(row, rows, 0, Add::planes, parameters);
+    auto image = [&](std::int64_t r) { return planes.image(row + r); };
+    Add::add(parameters, planes.stride, rows, image, a.dim, a.total + row);
   });
 }
 
@@ -114,36 +134,22 @@ void run(const ImportanceLinear& a) {
 // many planes is read once a tile, and a tile of whole rows would be small.
 template <class T>
 void run_categorical(const ImportanceLinear& a) {
-  using P = Panel<T>;
   using S = Simd<T>;
-  const T* hidden = static_cast<const T*>(a.hidden);
-  const T* panels = static_cast<const T*>(a.panels);
-  const T* target = static_cast<const T*>(a.target);
-  const std::int64_t plane_size = P::count(a.dim) * P::size(a.inner), stride = P::count(a.dim) * P::width;
-  const std::int64_t columns = planes_at_once * stride;
-  const std::int64_t limit = tile_bytes / (columns * std::int64_t(sizeof(T)));
-  const std::int64_t tile = limit < P::tile(a.inner) ? limit : P::tile(a.inner);
-  const std::int64_t strips = (a.rows + P::rows - 1) / P::rows;
-  const double bytes = product_bytes<T>(a.rows, a.inner, levels * stride);
-  parallel_for(strips, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    const Scratch scratch(tile * (columns + 4 * stride) * std::int64_t(sizeof(T)));
-    T* const logits = static_cast<T*>(scratch.get());
-    T* const states = logits + tile * columns;
-    const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
-    for (std::int64_t row = begin * P::rows; row < last; row += tile) {
-      const std::int64_t rows = last - row < tile ? last - row : tile;
-      auto state = [&](std::int64_t r) { return RowOfLevels<T>{states + r * 4 * stride, stride}; };
-      for (std::int64_t r = 0; r < rows; ++r) state(r).start(target + (row + r) % a.batch * a.dim, a.dim);
-      for (int level = 0; level < levels; level += planes_at_once) {
-        for (int j = 0; j < planes_at_once; ++j)
-          multiply(hidden + row * a.inner, rows, a.inner, panels + (level + j) * plane_size, a.dim, false,
-                   logits + j * stride, columns);
-        for (std::int64_t r = 0; r < rows; ++r)
-          for (std::int64_t i = 0; i < a.dim; i += S::lanes)
-            state(r).merge(level, i, logits + r * columns + i);
-      }
-      for (std::int64_t r = 0; r < rows; ++r) a.total[row + r] += state(r).log_likelihood(a.dim);
+  const Planes<T> planes(a, planes_at_once);
+  const std::int64_t stride = planes.stride;
+  planes.for_each_tile(levels, [&](std::int64_t row, std::int64_t rows, T* logits) {
+    const Scratch scratch(rows * 4 * stride * std::int64_t(sizeof(T)));
+    auto state = [&](std::int64_t r) {
+      return RowOfLevels<T>{static_cast<T*>(scratch.get()) + r * 4 * stride, stride};
+    };
+    for (std::int64_t r = 0; r < rows; ++r) state(r).start(planes.image(row + r), a.dim);
+    for (int level = 0; level < levels; level += planes_at_once) {
+      planes.make(row, rows, level, planes_at_once, logits);
+      for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t i = 0; i < a.dim; i += S::lanes)
+          state(r).merge(level, i, logits + r * planes.columns + i);
     }
+    for (std::int64_t r = 0; r < rows; ++r) a.total[row + r] += state(r).log_likelihood(a.dim);
   });
 }
 

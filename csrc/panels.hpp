@@ -16,8 +16,7 @@ template <class T>
 struct Panel {
   using S = Simd<T>;
   // A step reads `vectors` of the panel and broadcasts one number of each row of x, for `sums`
-  // multiply-adds. Where two threads share a core its loads are what is short: as near to a square as the
-  // sums fit into registers.
+  // multiply-adds. With AVX-512 the squarest shape, which loads least, is faster beside a busy neighbour.
 #if defined(__AVX512F__)
   static constexpr int vectors = 4, sums = 24;
 #elif defined(__aarch64__)
@@ -96,9 +95,7 @@ void multiply_rows(const Strip<T>& a) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) body(r, v);
   };
-  if constexpr (Panel<T>::depth <= chain) {
-    add_chain(depth);
-  } else if (depth <= chain) {
+  if (Panel<T>::depth <= chain || depth <= chain) {
     add_chain(depth);
   } else {
     add_chain(chain);
@@ -170,9 +167,8 @@ void multiply(const T* x, std::int64_t rows, std::int64_t inner, const T* panels
     T* const to = out + column;
     for (std::int64_t part = 0; part < parts; ++part) {
       const std::int64_t first = part * inner / parts, depth = (part + 1) * inner / parts - first;
-      multiply_panel<T>(rows, {x + first, inner, panels + (1 + first) * P::width, depth,
-                                       part ? to : panels, part ? out_stride : 0, to, out_stride, filled,
-                                       relu && part == parts - 1});
+      multiply_panel<T>(rows, {x + first, inner, panels + (1 + first) * P::width, depth, part ? to : panels,
+                               part ? out_stride : 0, to, out_stride, filled, relu && part == parts - 1});
     }
   }
 }

@@ -136,7 +136,7 @@ def pick(key: Hashable, candidates: Sequence[Tile], launch: Callable[[Tile], obj
 
 def _tf32_allowed() -> bool:
     """Whether torch may multiply float32 as TF32, by whichever of its two switches was used."""
-    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # since torch 2.9
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # of newer releases
     if precision is not None:
         return bool(precision == "tf32")
     return torch.get_float32_matmul_precision() != "highest"

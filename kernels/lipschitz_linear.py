@@ -36,7 +36,7 @@ from lipvae.kernels.l1_ball import l1_ball_threshold, project_gradient
 def _ranked(
     product: str, kind: str, group: int, shape: tuple[int, int, int], device: Machine
 ) -> list[Tile]:
-    """The tiles of a product of one shape; ranking them takes longer than to run it."""
+    """The tiles of a product of one shape, kept so that a launch does not rank them again."""
     return _tuning.ranked(tiles(product, kind, device.family, group), shape, kind, device)
 
 

@@ -160,6 +160,14 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return None if found.module else f"Triton cannot be used ({found.reason})"
 
 
+def drawback(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why an op that has a kernel for such tensors is left to torch unless asked for, or None."""
+    halves = op in _PRODUCTS and dtype in (torch.float16, torch.bfloat16)
+    if device.type == "cuda" and halves and not _multiplies_halves(device):
+        return "products of 16 bits are left to torch on GPUs before Ampere"
+    return None
+
+
 @functools.cache
 def _multiplies_halves(device: torch.device) -> bool:
     """Whether Triton's products of 16 bits use the GPU's matrix units: from Ampere on."""
@@ -192,10 +200,7 @@ def choose(op: str, tensor: Tensor, *, kernel: bool = True) -> str:
     if not kernel:
         return "reference"
     name = "triton" if tensor.device.type == "cuda" else "cpp"
-    halves = op in _PRODUCTS and tensor.dtype in (torch.float16, torch.bfloat16)
-    if name == "triton" and halves and not _multiplies_halves(tensor.device):
-        return "reference"
-    why = obstacle(name, tensor.device, tensor.dtype)
+    why = obstacle(name, tensor.device, tensor.dtype) or drawback(op, tensor.device, tensor.dtype)
     return name if why is None else "reference"
 
 

@@ -66,8 +66,8 @@ def for_each(count: int, work: Callable[[int], None]) -> None:
     """Calls ``work(0)`` to ``work(count - 1)``, each with torch at one thread.
 
     As many calls run at once as torch has threads; if there are fewer, their C++ kernels share
-    the others. Calls see the context variables of the caller.
-    The first error stops what has not begun and is raised.
+    the others. Calls see the context variables of the caller. The first error stops what has not
+    begun and is raised.
 
     Args:
         count: number of calls.

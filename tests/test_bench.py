@@ -104,6 +104,15 @@ def test_a_replayed_graph_is_compared_with_a_replayed_limit(monkeypatch):
     assert found == {"clone", "ours"}
     assert "no limit" in skipped["ours, graph"]
 
+    def refuse(run):
+        raise RuntimeError("a copy from the host")
+
+    monkeypatch.setattr(harness, "captured", refuse)
+    found = {p.name for p in harness._with_graphs([*limits, ours], skipped)}
+    assert found == {"clone", "copy", "ours"}
+    assert "a copy from the host" in skipped["copy, graph"]
+    assert "no limit" in skipped["ours, graph"]
+
 
 def test_peak_memory_counts_what_is_freed_again():
     size = 64 * 1024**2

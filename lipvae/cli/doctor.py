@@ -92,7 +92,9 @@ def explain(op: str, device: str, dtype: torch.dtype) -> tuple[str, str]:
     preferred = "triton" if device == "cuda" else "cpp"
     if chosen == preferred:
         return chosen, {"triton": "GPU tensors take Triton", "cpp": "CPU tensors take C++"}[chosen]
-    return chosen, _backend.obstacle(preferred, torch.device(device), dtype) or "fallback"
+    where = torch.device(device)
+    why = _backend.obstacle(preferred, where, dtype) or _backend.drawback(op, where, dtype)
+    return chosen, why or "fallback"
 
 
 def _machine() -> dict[str, str]:
