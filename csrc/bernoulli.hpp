@@ -74,7 +74,7 @@ struct QuickExpMinus {
       return horner(exp2_of_eighths, r);
     } else {
       scale = (V)subtract(S::splat_int(root_table.entry[0]), bits << 23);
-      return horner(ExpConstants<float>::exp2, r);
+      return S::splat(1.0f) + r * horner(ExpConstants<float>::slope_of_exp2, r);
     }
   }
 };

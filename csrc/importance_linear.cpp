@@ -93,12 +93,14 @@ struct Planes {
     const std::int64_t limit = tile_bytes / (columns * std::int64_t(sizeof(T))), tile = P::tile(a.inner);
     return limit < tile ? limit : tile;
   }
-  // Planes [first, first + count) of rows from `row` on.
+  // Planes [first, first + count) of rows from `row` on. The last vector of a plane is whole, with zeros.
   void make(std::int64_t row, std::int64_t rows, int first, int count, T* out) const {
     const T* const panels = static_cast<const T*>(a.panels);
+    constexpr int lanes = Simd<T>::lanes;
+    const std::int64_t whole = (a.dim + lanes - 1) / lanes * lanes;
     for (int j = 0; j < count; ++j)
       multiply(static_cast<const T*>(a.hidden) + row * a.inner, rows, a.inner,
-               panels + (first + j) * P::count(a.dim) * P::size(a.inner), a.dim, false, out + j * stride, columns);
+               panels + (first + j) * P::count(a.dim) * P::size(a.inner), whole, false, out + j * stride, columns);
   }
   const T* image(std::int64_t row) const { return static_cast<const T*>(a.target) + row % a.batch * a.dim; }
   // Runs body(row, rows, room for the planes) for tiles of like heights; there are `count` planes in all.

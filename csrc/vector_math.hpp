@@ -13,32 +13,32 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float scale_magic = magic + 127;  // and this leaves the exponent of 2^n in the low bits
   static constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float min = -87.33f, max = 88.37f;  // 2^n stays a normal number
-  static constexpr float negligible = 86.0f;           // e^-86 is a normal number, with one to spare
-  static constexpr float exp2[] = {1.0f,         0.693146978f,   0.240222421f,
-                                   0.0555073392f, 0.00967151151f, 0.00132646661f};
+  static constexpr float negligible = 80.0f;           // e^-80 / 1000 is a normal number
+  static constexpr float slope_of_exp2[] = {0.693146978f, 0.240222421f, 0.0555073392f, 0.00967151151f,
+                                            0.00132646661f};
   static constexpr float expm1[] = {1.0f,           0.499999981f,   0.166665059f,
                                     0.0416671371f,  0.00836910429f, 0.00138888736f};
 };
 template <>
 struct ExpConstants<double> {
-  static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double magic = 6755399441055744.0, scale_magic = magic + 1023;  // 1.5 * 2^52
   static constexpr double log2e = 1.442695040888963407;
   static constexpr double ln2_high = 0.6931471803691238164901733, ln2_low = 1.9082149292705878161e-10;
-  static constexpr double min = -708.3, max = 709.4, negligible = 707.0;
-  static constexpr double exp2[] = {1.0,
-                                    0.6931471805599453306,
-                                    0.2402265069591015663,
-                                    0.05550410866481991319,
-                                    0.009618129107588175232,
-                                    0.001333355814679139606,
-                                    0.0001540353046272119047,
-                                    0.00001525273348901893572,
-                                    1.321543298257770107e-6,
-                                    1.01781982571957289e-7,
-                                    7.074124760263731559e-9,
-                                    4.43527070442771391e-10};
+  static constexpr double min = -708.3, max = 709.4, negligible = 680.0;
+  static constexpr double slope_of_exp2[] = {0.6931471805599453306,
+                                             0.2402265069591015663,
+                                             0.05550410866481991319,
+                                             0.009618129107588175232,
+                                             0.001333355814679139606,
+                                             0.0001540353046272119047,
+                                             0.00001525273348901893572,
+                                             1.321543298257770107e-6,
+                                             1.01781982571957289e-7,
+                                             7.074124760263731559e-9,
+                                             4.43527070442771391e-10};
   static constexpr double expm1[] = {1.0,
                                      0.5,
                                      0.166666666666666807,
@@ -71,13 +71,10 @@ template <class T>
 LIPVAE_INLINE Reduced<T> reduce(typename Simd<T>::V x) {
   using S = Simd<T>;
   using C = ExpConstants<T>;
-  const typename S::V magic = S::splat(C::magic);
-  const typename S::V shifted = x * S::splat(C::log2e) + magic;
+  const typename S::V magic = S::splat(C::scale_magic), shifted = x * S::splat(C::log2e) + magic;
   const typename S::V n = shifted - magic;
-  const typename S::I exponent = ((typename S::I)shifted << Scalar<T>::mantissa_bits) +
-                                 S::splat_int(typename S::Int(Scalar<T>::exponent_bias)
-                                              << Scalar<T>::mantissa_bits);
-  return {(x - n * S::splat(C::ln2_high)) - n * S::splat(C::ln2_low), (typename S::V)exponent};
+  return {(x - n * S::splat(C::ln2_high)) - n * S::splat(C::ln2_low),
+          (typename S::V)((typename S::I)shifted << Scalar<T>::mantissa_bits)};
 }
 
 // e^x. Finite for every finite x: above its range it stays at about the largest number, below it
@@ -96,19 +93,19 @@ LIPVAE_INLINE typename Simd<T>::V exp(typename Simd<T>::V x) {
 
 // e^-x for x >= 0, to be added to a number not below 1: beyond `negligible` it stays as it is there.
 // Few operations matter more here than the last digit: rounding log2(e) costs x e^-x of an epsilon,
-// so nothing is left for a split constant to save.
+// so nothing is left for a split constant to save. NaN stays NaN: an exponent added to the bits of a
+// power would make a number of one.
 template <class T>
 LIPVAE_INLINE typename Simd<T>::V exp_minus(typename Simd<T>::V x) {
   using S = Simd<T>;
   using C = ExpConstants<T>;
   using V = typename S::V;
-  using I = typename S::I;
   const V near = S::min(S::splat(C::negligible), x);
-  const V magic = S::splat(C::magic), log2e = S::splat(C::log2e);
+  const V magic = S::splat(C::scale_magic), log2e = S::splat(C::log2e);
   const V shifted = magic - near * log2e;
-  const V n = shifted - magic;
-  const V power = horner(C::exp2, -n - near * log2e);
-  return (V)((I)power + ((I)shifted << Scalar<T>::mantissa_bits));
+  const V r = (magic - shifted) - near * log2e;
+  const V scale = (V)((typename S::I)shifted << Scalar<T>::mantissa_bits);
+  return horner(C::slope_of_exp2, r) * (r * scale) + scale;
 }
 
 // 1 - e^-x for x >= 0, with the full relative precision near 0.

@@ -1,5 +1,6 @@
 // Log-likelihoods against the densities in long double, their gradients against finite differences.
 #include <algorithm>
+#include <type_traits>
 
 #include "testing.hpp"
 
@@ -99,6 +100,41 @@ void check(const KernelTable& kernels, Family family, std::int64_t samples, std:
   expect(again.same_bits(out) && grad_again.same_bits(grad), name + ": other threads");
 }
 
+// The NaN with the most bits: what integer arithmetic on exponents meets at its worst.
+template <class T>
+T fullest_nan() {
+  const auto bits = std::numeric_limits<std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>>::max();
+  T nan;
+  std::memcpy(&nan, &bits, sizeof nan);
+  return nan;
+}
+
+// One parameter that is no number or infinite: a NaN shows in the sum and in the gradient of its
+// dimension, and no other row changes.
+template <class T>
+void check_not_finite(const KernelTable& kernels, Family family) {
+  const std::string name = describe<T>(kernels, "importance, not finite", int(family));
+  const bool two = family == Family::gaussian || family == Family::discretized_logistic;
+  const std::int64_t planes = family == Family::categorical256 ? 256 : two ? 2 : 1, dim = 37, rows = 3, bad = 1;
+  const Buffer<T> finite = parameters_of<T>(family, rows, planes, dim), target = pixels<T>(dim);
+  Buffer<T> grad_out(rows), before(rows), after(rows), grad(finite.size());
+  for (std::int64_t r = 0; r < rows; ++r) grad_out[r] = T(1);
+  kernels.importance({finite.data(), target.data(), before.data(), rows, 1, dim, family, dtype<T>, 1});
+  const T infinity = std::numeric_limits<T>::infinity(), nan = fullest_nan<T>();
+  for (T value : {infinity, -infinity, nan, -nan})
+    for (std::int64_t dimension : {0, 17, 36}) {
+      const std::int64_t at = bad * planes * dim + dimension;
+      Buffer<T> parameters = finite;
+      parameters[at] = value;
+      kernels.importance({parameters.data(), target.data(), after.data(), rows, 1, dim, family, dtype<T>, 1});
+      kernels.importance_backward({grad_out.data(), parameters.data(), target.data(), grad.data(), rows, 1, dim,
+                                   family, dtype<T>, 1});
+      for (std::int64_t r = 0; r < rows; ++r)
+        if (r != bad) expect(after[r] == before[r], name + ": another row");
+      if (std::isnan(value)) expect(std::isnan(after[bad]) && std::isnan(grad[at]), name + ": a NaN");
+    }
+}
+
 template <class T>
 void check_all(const KernelTable& kernels) {
   for (int code = 0; code < 5; ++code) {
@@ -111,6 +147,7 @@ void check_all(const KernelTable& kernels) {
       check<T>(kernels, family, 2, 2, 2000, 1);  // several blocks
       check<T>(kernels, family, 16, 64, 257, 4);
     }
+    check_not_finite<T>(kernels, family);
     Buffer<T> out(6);
     for (int i = 0; i < 6; ++i) out[i] = T(7);
     kernels.importance({nullptr, nullptr, out.data(), 2, 3, 0, family, dtype<T>, 1});
