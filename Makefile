@@ -72,7 +72,7 @@ wheel-test: $(READY) ## builds the wheel, installs it in a fresh environment, te
 
 sanitize: ## the C++ kernels under address, undefined-behaviour and thread sanitizers
 	cd csrc && for p in asan-ubsan tsan; do \
-	  cmake --preset $$p && cmake --build --preset $$p && ctest --preset $$p; done
+	  cmake --preset $$p && cmake --build --preset $$p && ctest --preset $$p || exit 1; done
 
 BENCH := $(VENV)/.bench
 $(BENCH): $(READY)
