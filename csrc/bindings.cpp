@@ -212,17 +212,19 @@ void check_optional_group_size(int group_size, std::int64_t n) {
 }
 
 void linear_forward(Address x, Address panels, Address out, std::int64_t rows, std::int64_t columns,
-                    std::int64_t inner, std::int64_t width, bool relu, int group_size, int dtype,
-                    int threads) {
+                    std::int64_t inner, std::int64_t width, std::int64_t together, bool relu, int group_size,
+                    int dtype, int threads) {
   check_width(width, dtype_of(dtype));
   const std::int64_t weights = panels_span(1, columns, inner, width);
   check_threads(threads);
+  if (together < 1 || rows % together) throw py::value_error(given("together", "a divisor of rows", together));
   check_address("x", x, span({{"rows", rows}, {"H", inner}}));
   check_address("panels", panels, weights);
   check_address("out", out, span({{"rows", rows}, {"D", columns}}));
   check_optional_group_size(group_size, columns);
   const lipvae::Linear arguments{pointer<const void>(x), pointer<const void>(panels), pointer<void>(out),
-                                 rows, columns, inner, relu, dtype_of(dtype), threads, group_size};
+                                 rows, columns, inner, relu, dtype_of(dtype), threads, group_size,
+                                 nullptr, 0, together};
   py::gil_scoped_release release;
   lipvae::kernels().linear(arguments);
 }
@@ -238,6 +240,7 @@ void conv_transpose_forward(Address x, Address panels, Address bias, Address out
   const std::int64_t columns = (taps + width - 1) / width * width;
   if (columns * (dtype == 0 ? 4 : 8) > lipvae::taps_bytes)
     throw py::value_error(given("taps", "less: those of a pixel have to fit into 128 kB", taps));
+  if (in[0] < 1 || in[1] < 1) throw py::value_error("input must have at least one pixel");
   if (stride[0] < 1 || stride[1] < 1) throw py::value_error("stride must be at least 1");
   if (padding[0] < 0 || padding[1] < 0) throw py::value_error("padding must not be negative");
   const std::int64_t weights = panels_span(1, taps, in[2], width);
@@ -300,8 +303,8 @@ void lipschitz_linear_backward(Address grad, Address x, Address entries, Address
 
 void importance_linear_forward(Address hidden, Address panels, Address target, Address total,
                                std::int64_t samples, std::int64_t batch, std::int64_t dim,
-                               std::int64_t inner, std::int64_t width, int family, int dtype,
-                               int threads) {
+                               std::int64_t inner, std::int64_t width, bool images_first, int family,
+                               int dtype, int threads) {
   const Family kind = family_of(family);
   check_width(width, dtype_of(dtype));
   const std::int64_t rows = span({{"K", samples}, {"B", batch}});
@@ -316,7 +319,8 @@ void importance_linear_forward(Address hidden, Address panels, Address target, A
   check_address("total", total, rows);
   const lipvae::ImportanceLinear arguments{
       pointer<const void>(hidden), pointer<const void>(panels), pointer<const void>(target),
-      pointer<double>(total), rows, batch, dim, inner, kind, dtype_of(dtype), threads};
+      pointer<double>(total), rows, batch, dim, inner, images_first ? samples : 1, kind, dtype_of(dtype),
+      threads};
   py::gil_scoped_release release;
   lipvae::kernels().importance_linear(arguments);
 }
@@ -432,8 +436,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("linear_forward", &linear_forward,
         "Writes out [rows, D] = x W^T + bias for x [rows, H] and the panels of one plane, or its positive\n"
         "part if relu, sorted in groups of group_size (2, 4 or 8) neighbours, or not if it is 0. A row of out\n"
-        "depends on its row of x only.",
-        "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "relu"_a, "group_size"_a, "dtype"_a,
+        "depends on its row of x only. What is zero in all of a few rows takes less time: rows come in groups\n"
+        "of `together` that are likely so.",
+        "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "together"_a, "relu"_a, "group_size"_a, "dtype"_a,
         "threads"_a);
   m.def("lipschitz_linear_forward", &lipschitz_linear_forward,
         "Writes y [rows, D] = x P^T + bias, sorted as in linear_forward, for x [rows, H], P the projection of\n"
@@ -464,10 +469,11 @@ PYBIND11_MODULE(_C, m) {
         "padding"_a, "width"_a, "relu"_a, "dtype"_a, "threads"_a);
   m.def("importance_linear_forward", &importance_linear_forward,
         "Adds importance_forward of the parameters hidden W^T + bias to total [K, B] (float64), for hidden\n"
-        "[K, B, H], target [B, D] and panels with a plane for each parameter of the family. An entry of\n"
-        "total depends on its own row of hidden and target only.",
-        "hidden"_a, "panels"_a, "target"_a, "total"_a, "K"_a, "B"_a, "D"_a, "H"_a, "width"_a, "family"_a,
-        "dtype"_a, "threads"_a);
+        "[K, B, H], target [B, D] and panels with a plane for each parameter of the family. If images_first,\n"
+        "hidden is [B, K, H] and total [B, K], and what is zero in all samples of an image takes less time. An\n"
+        "entry of total depends on its own row of hidden and target only.",
+        "hidden"_a, "panels"_a, "target"_a, "total"_a, "K"_a, "B"_a, "D"_a, "H"_a, "width"_a,
+        "images_first"_a, "family"_a, "dtype"_a, "threads"_a);
 
   m.def("vmf_sample", &vmf_sample,
         "Writes out [samples, rows, dim], samples of the von Mises-Fisher distributions of loc [rows, dim]\n"

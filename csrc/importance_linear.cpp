@@ -85,39 +85,47 @@ template <class T>
 struct Planes {
   using P = Panel<T>;
   const ImportanceLinear& a;
-  std::int64_t stride, columns;  // from plane to plane, and from row to row
+  std::int64_t stride, columns, most_rows;  // from plane to plane, from row to row, in a tile
+  RowUnits units;
 
   Planes(const ImportanceLinear& arguments, int at_once)
-      : a(arguments), stride(P::count(a.dim) * P::width), columns(at_once * stride) {}
-  std::int64_t most_rows() const {
-    const std::int64_t limit = tile_bytes / (columns * std::int64_t(sizeof(T))), tile = P::tile(a.inner);
-    return limit < tile ? limit : tile;
-  }
-  // Planes [first, first + count) of rows from `row` on. The last vector of a plane is whole, with zeros.
+      : a(arguments), stride(P::count(a.dim) * P::width), columns(at_once * stride),
+        most_rows(rows_that_fit()), units(a.rows, a.together <= most_rows ? a.together : 1, P::rows, a.threads) {}
+  // Planes [first, first + count) of the rows of a tile. The last vector of a plane is whole, with zeros.
   void make(std::int64_t row, std::int64_t rows, int first, int count, T* out) const {
     const T* const panels = static_cast<const T*>(a.panels);
+    const T* const hidden = static_cast<const T*>(a.hidden) + row * a.inner;
     constexpr int lanes = Simd<T>::lanes;
     const std::int64_t whole = (a.dim + lanes - 1) / lanes * lanes;
     for (int j = 0; j < count; ++j)
-      multiply(static_cast<const T*>(a.hidden) + row * a.inner, rows, a.inner,
-               panels + (first + j) * P::count(a.dim) * P::size(a.inner), whole, false, out + j * stride, columns);
+      multiply<T>({units.counts(rows), {hidden, a.inner, units.size * a.inner}, a.inner,
+                   panels + (first + j) * P::count(a.dim) * P::size(a.inner), whole, false,
+                   {out + j * stride, columns, units.size * columns}}, true);
   }
-  const T* image(std::int64_t row) const { return static_cast<const T*>(a.target) + row % a.batch * a.dim; }
+  const T* image(std::int64_t row) const {
+    return static_cast<const T*>(a.target) + row / a.together % a.batch * a.dim;
+  }
   // Runs body(row, rows, room for the planes) for tiles of like heights; there are `count` planes in all.
   template <class Body>
   void for_each_tile(int count, Body&& body) const {
-    const std::int64_t strips = (a.rows + P::rows - 1) / P::rows, most = most_rows();
-    parallel_for(strips, product_bytes<T>(a.rows, a.inner, count * stride), a.threads,
+    parallel_for(units.count, product_bytes<T>(a.rows, a.inner, count * stride), a.threads,
                  [&](std::int64_t begin, std::int64_t end) {
                    alignas(64) T room[tile_bytes / sizeof(T)];
-                   const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
-                   std::int64_t row = begin * P::rows;
+                   const std::int64_t step = units.whole ? units.size : 1, most = most_rows / step;
+                   const std::int64_t last = units.end(end) / step;
+                   std::int64_t row = units.end(begin) / step;
                    for (std::int64_t left = (last - row + most - 1) / most; left > 0; --left) {
                      const std::int64_t rows = (last - row + left - 1) / left;
-                     body(row, rows, static_cast<T*>(room));
+                     body(row * step, rows * step, static_cast<T*>(room));
                      row += rows;
                    }
                  });
+  }
+
+ private:
+  std::int64_t rows_that_fit() const {
+    const std::int64_t limit = tile_bytes / (columns * std::int64_t(sizeof(T))), tile = P::tile(a.inner);
+    return limit < tile ? limit : tile;
   }
 };
 

@@ -97,6 +97,7 @@ struct Linear {
   int group_size = 0;            // of group_sort; 0: no sort
   std::uint8_t* code = nullptr;  // null: do not record; [comparators, rows, ceil(columns / group_size / 8)]
   std::int64_t code_stride = 0;  // as in GroupSort
+  std::int64_t together = 1;     // neighbours that are likely zero in the same places, a divisor of rows
 };
 
 // What the projection leaves of a weight [columns, inner], in memory of entries_bytes: of each row the
@@ -170,11 +171,11 @@ constexpr std::int64_t logits_bytes = 256 * 1024;
 // total[r] += sum_d log p(target[r % batch, d] | the parameters hidden[r] W^T + bias). An entry of total
 // depends on its own row of hidden and target only.
 struct ImportanceLinear {
-  const void* hidden;  // [rows, inner]
+  const void* hidden;  // [rows, inner], row r for image r / together % batch
   const void* panels;  // of linear_pack, one plane of dim columns for each parameter of the family
   const void* target;  // [batch, dim]
   double* total;       // [rows]
-  std::int64_t rows, batch, dim, inner;
+  std::int64_t rows, batch, dim, inner, together;
   Family family;
   DType dtype;
   int threads;

@@ -4,10 +4,8 @@
 
 namespace lipvae::LIPVAE_ISA {
 
-template void multiply(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, bool, float*,
-                       std::int64_t);
-template void multiply(const double*, std::int64_t, std::int64_t, const double*, std::int64_t, bool, double*,
-                       std::int64_t);
+template void multiply(const Product<float>&, bool);
+template void multiply(const Product<double>&, bool);
 
 namespace {
 
@@ -24,6 +22,7 @@ void pack(const LinearPack& a) {
       const std::int64_t column = p % in_plane * P::width, first = p / in_plane * a.plane_stride + column;
       pack_panel(weight + first * a.inner, bias ? bias + first : nullptr, a.columns - column, a.inner,
                  panels + p * P::size(a.inner));
+      mark_not_finite(panels + p * P::size(a.inner), a.inner);
     }
   });
 }
@@ -34,17 +33,17 @@ void apply(const Linear& a) {
   const T* x = static_cast<const T*>(a.x);
   const T* panels = static_cast<const T*>(a.panels);
   T* out = static_cast<T*>(a.out);
-  const std::int64_t strips = (a.rows + P::rows - 1) / P::rows;
+  const RowUnits units(a.rows, a.together, P::rows, a.threads);
   const std::int64_t code_bytes = a.group_size ? (a.columns / a.group_size + 7) / 8 : 0;  // of a row
   const std::int64_t code_stride = a.code_stride ? a.code_stride : a.rows * code_bytes;
-  const std::int64_t tile = P::tile(a.inner);
+  const std::int64_t fit = P::tile(a.inner) / units.size, tile = fit > 1 ? fit : 1;
   const double bytes = product_bytes<T>(a.rows, a.inner, a.columns);
-  parallel_for(strips, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t last = end * P::rows < a.rows ? end * P::rows : a.rows;
-    for (std::int64_t row = begin * P::rows; row < last; row += tile) {
-      const std::int64_t rows = last - row < tile ? last - row : tile;
-      T* to = out + row * a.columns;
-      multiply(x + row * a.inner, rows, a.inner, panels, a.columns, a.relu, to, a.columns);
+  parallel_for(units.count, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t unit = begin; unit < end; unit += tile) {
+      const std::int64_t row = units.end(unit), rows = units.end(unit + tile < end ? unit + tile : end) - row;
+      T* const to = out + row * a.columns;
+      multiply<T>({units.counts(rows), {x + row * a.inner, a.inner, units.size * a.inner}, a.inner, panels,
+                   a.columns, a.relu, {to, a.columns, units.size * a.columns}}, true);
       if (a.group_size)
         group_sort({to, to, a.code ? a.code + row * code_bytes : nullptr, rows, a.columns, 1, a.group_size,
                     a.dtype, 1, code_stride});

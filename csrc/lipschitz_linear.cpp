@@ -116,7 +116,8 @@ void forward_packed(const LipschitzLinear& a) {
       projector.project(weight + column * inner, filled, a.warm ? a.warm + column : nullptr, rows,
                         a.threshold + column, false);
       pack_panel(rows, bias ? bias + column : nullptr, filled, inner, panel);
-      multiply(x, first, inner, panel, filled, false, y + column, columns);
+      if (keeps_panels) mark_not_finite(panel, inner);
+      multiply<T>({{1, first}, {x, inner, 0}, inner, panel, filled, false, {y + column, columns, 0}}, false);
     }
   });
   const std::int64_t code_bytes = a.group_size ? (columns / a.group_size + 7) / 8 : 0;  // of a row

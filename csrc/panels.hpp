@@ -5,6 +5,9 @@
 // many vectors for each step along the inner dimension.
 #pragma once
 
+#include <type_traits>
+
+#include "nonzero_terms.hpp"
 #include "transpose.hpp"
 
 namespace lipvae::LIPVAE_ISA {
@@ -28,6 +31,8 @@ struct Panel {
   // Rows of x at a time, beside so many vectors.
   static constexpr int rows_beside(int some) { return sums / some < 12 ? sums / some : 12; }
   static constexpr int rows = rows_beside(vectors);
+  // Not fewer in a strip whose zero terms are left out.
+  static constexpr int listed_rows = rows / 2;
   // So much of a panel, 32 kB at most, stays in the first cache while rows go by.
   static constexpr std::int64_t fit = 32 * 1024 / (width * std::int64_t(sizeof(T)));
   static constexpr std::int64_t depth = fit < 2 * chain ? fit : 2 * chain;
@@ -54,13 +59,34 @@ void pack_panel(const T* weight, const T* bias, std::int64_t columns, std::int64
     for (int c = filled; c < width; ++c) panel[i * width + c] = T(0);
 }
 
+// A column of a weight that is not finite is NaN for all rows, also where it would be left out.
+template <class T>
+void mark_not_finite(T* panel, std::int64_t inner) {
+  using S = Simd<T>;
+  using P = Panel<T>;
+  typename S::V nothing[P::vectors] = {};
+  for (std::int64_t i = 1; i <= inner; ++i)
+    for (int v = 0; v < P::vectors; ++v) nothing[v] += S::load(panel + i * P::width + v * S::lanes) * S::splat(T(0));
+  for (int v = 0; v < P::vectors; ++v) {
+    T* const bias = panel + v * S::lanes;
+    S::store(bias, S::load(bias) + nothing[v]);
+  }
+}
+
+// Terms of a part of the inner dimension, in one or two chains.
+struct AllTerms {
+  std::int64_t begin, middle, end;
+};
+struct ListedTerms {
+  const std::int32_t *begin, *middle, *end;
+};
+
 // Products of a few rows of x with one panel, for a part of the inner dimension.
 template <class T>
 struct Strip {
   const T* x;
   std::int64_t x_stride;
-  const T* panel;  // the first step of the part
-  std::int64_t depth;
+  const T* panel;  // its weights
   const T* start;  // what the part is added to: the bias, or the sums so far
   std::int64_t start_stride;
   T* out;
@@ -68,25 +94,30 @@ struct Strip {
   bool relu;
 };
 
-template <class T, int rows, int vectors>
-void multiply_rows(const Strip<T>& a) {
+template <class T, int rows, int vectors, class Terms>
+void multiply_rows(const Strip<T>& a, const Terms& terms) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int width = Panel<T>::width;
-  const T *x = a.x, *panel = a.panel;
-  const std::int64_t x_stride = a.x_stride, depth = a.depth;
+  const std::int64_t x_stride = a.x_stride;
   V sum[rows][vectors] = {};
-  auto add_chain = [&](std::int64_t steps) __attribute__((always_inline)) {
-    for (const T* end = panel + steps * width; panel != end; panel += width, ++x) {
-      V w[vectors];
+  auto add_term = [&](const T* x, const T* panel) __attribute__((always_inline)) {
+    V w[vectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) w[v] = S::load(panel + v * S::lanes);
+    for (int v = 0; v < vectors; ++v) w[v] = S::load(panel + v * S::lanes);
 #pragma GCC unroll 12
-      for (int r = 0; r < rows; ++r) {
-        const V factor = S::splat(x[r * x_stride]);
+    for (int r = 0; r < rows; ++r) {
+      const V factor = S::splat(x[r * x_stride]);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) sum[r][v] += factor * w[v];
-      }
+      for (int v = 0; v < vectors; ++v) sum[r][v] += factor * w[v];
+    }
+  };
+  auto add_chain = [&](auto begin, auto end) __attribute__((always_inline)) {
+    if constexpr (std::is_same_v<Terms, ListedTerms>) {
+      for (auto i = begin; i != end; ++i) add_term(a.x + *i, a.panel + std::int64_t(*i) * width);
+    } else {
+      const T *x = a.x + begin, *panel = a.panel + begin * width;
+      for (const T* const last = a.panel + end * width; panel != last; panel += width, ++x) add_term(x, panel);
     }
   };
   auto each = [&](auto&& body) __attribute__((always_inline)) {
@@ -95,16 +126,16 @@ void multiply_rows(const Strip<T>& a) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) body(r, v);
   };
-  if (Panel<T>::depth <= chain || depth <= chain) {
-    add_chain(depth);
+  if (Panel<T>::depth <= chain || terms.middle == terms.end) {
+    add_chain(terms.begin, terms.end);
   } else {
-    add_chain(chain);
+    add_chain(terms.begin, terms.middle);
     V first[rows][vectors];
     each([&](int r, int v) __attribute__((always_inline)) {
       first[r][v] = sum[r][v];
       sum[r][v] = V{};
     });
-    add_chain(depth - chain);
+    add_chain(terms.middle, terms.end);
     each([&](int r, int v) __attribute__((always_inline)) { sum[r][v] += first[r][v]; });
   }
   const T* start = a.start;
@@ -122,62 +153,107 @@ void multiply_rows(const Strip<T>& a) {
   });
 }
 
-// multiply_rows for a number of rows known at run time.
-template <class T, int vectors, int most = Panel<T>::rows_beside(vectors)>
-void multiply_strip(std::int64_t rows, const Strip<T>& a) {
-  if constexpr (most > 1)
-    if (rows < most) return multiply_strip<T, vectors, most - 1>(rows, a);
-  multiply_rows<T, most, vectors>(a);
+// multiply_rows for a number of rows known at run time, which with listed terms are not few.
+template <class T, int vectors, class Terms, int most = Panel<T>::rows_beside(vectors)>
+void multiply_strip(std::int64_t rows, const Strip<T>& a, const Terms& terms) {
+  constexpr int least = std::is_same_v<Terms, ListedTerms> ? Panel<T>::listed_rows : 1;
+  if constexpr (most > least)
+    if (rows < most) return multiply_strip<T, vectors, Terms, most - 1>(rows, a, terms);
+  multiply_rows<T, most, vectors>(a, terms);
 }
 
-// The same for any number of rows and columns.
+// out = x W^T + bias or its positive part, for the panels of `columns` columns.
+template <class T>
+struct Product {
+  RowCounts counts;
+  RowPlaces<const T> x;
+  std::int64_t inner;
+  const T* panels;
+  std::int64_t columns;
+  bool relu;
+  RowPlaces<T> out;
+};
+
+// The parts of the inner dimension whose sums are added, and the one or two chains of each.
+template <class T>
+struct Parts {
+  static constexpr int chains = Panel<T>::depth > chain ? 2 : 1;
+  std::int64_t inner, count;
+
+  explicit Parts(std::int64_t length)
+      : inner(length), count(length > Panel<T>::depth ? (length + Panel<T>::depth - 1) / Panel<T>::depth : 1) {}
+  AllTerms operator[](std::int64_t part) const {
+    const std::int64_t begin = part * inner / count, end = (part + 1) * inner / count;
+    return {begin, chains == 2 && end - begin > chain ? begin + chain : end, end};
+  }
+  // Where the chains end, of all parts one after the other.
+  std::int64_t chain_end(std::int64_t i) const {
+    const AllTerms part = (*this)[i / chains];
+    return i % chains + 1 < chains ? part.middle : part.end;
+  }
+};
+
+// One part of one panel, for all rows. `listed` may be null.
 template <class T, int vectors = Panel<T>::vectors>
-void multiply_panel(std::int64_t rows, const Strip<T>& a) {
+void multiply_panel(const Product<T>& p, std::int64_t column, const T* panel, const Parts<T>& parts,
+                    std::int64_t part, const NonzeroTerms* listed) {
+  const std::int64_t columns = p.columns - column;
   if constexpr (vectors > 1)
-    if (a.columns <= (vectors - 1) * Simd<T>::lanes) return multiply_panel<T, vectors - 1>(rows, a);
-  // Strips of like heights: one or two rows alone would wait for their own sums.
-  constexpr int most = Panel<T>::rows_beside(vectors);
-  const std::int64_t strips = (rows + most - 1) / most;
+    if (columns <= (vectors - 1) * Simd<T>::lanes)
+      return multiply_panel<T, vectors - 1>(p, column, panel, parts, part, nullptr);
+  constexpr int most = Panel<T>::rows_beside(vectors), width = Panel<T>::width;
+  const std::int64_t strips = p.counts.strips(most);
+  const AllTerms all = parts[part];
   // What follows in memory is the next part of the panel, or the next panel, or nothing.
   constexpr std::uintptr_t line = 64;
-  const std::uintptr_t bytes = std::uintptr_t(a.depth) * Panel<T>::width * sizeof(T);
-  const std::int64_t lines = strips < 4 ? 0 : std::int64_t(bytes / line);
-  std::uintptr_t ahead = reinterpret_cast<std::uintptr_t>(a.panel) + bytes;
-  Strip<T> strip = a;
-  for (std::int64_t i = 0; i < strips; ++i) {
+  const T* const weights = panel + width;
+  const std::int64_t lines =
+      strips < 4 ? 0 : std::int64_t(std::uintptr_t(all.end - all.begin) * width * sizeof(T) / line);
+  std::uintptr_t ahead = reinterpret_cast<std::uintptr_t>(weights + all.end * width);
+  std::int64_t i = 0;
+  for_each_strip(p.counts, most, [&](std::int64_t group, std::int64_t row, std::int64_t height) {
     for (std::int64_t n = (i + 1) * lines / strips - i * lines / strips; n > 0; --n, ahead += line)
       __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
-    const std::int64_t height = rows / strips + (i < rows % strips);
-    multiply_strip<T, vectors>(height, strip);
-    strip.x += height * a.x_stride;
-    strip.start += height * a.start_stride;
-    strip.out += height * a.out_stride;
-  }
+    T* const out = p.out.at(group, row) + column;
+    const Strip<T> strip{p.x.at(group, row), p.x.stride, weights, part ? out : panel, part ? p.out.stride : 0, out,
+                         p.out.stride, columns, p.relu && part == parts.count - 1};
+    if (vectors == Panel<T>::vectors && listed && !listed->all(i)) {
+      const std::int64_t first = part * parts.chains;
+      multiply_strip<T, Panel<T>::vectors>(height, strip,
+                                           ListedTerms{listed->begin(i, first), listed->begin(i, first + 1),
+                                                       listed->begin(i, first + parts.chains)});
+    } else {
+      multiply_strip<T, vectors>(height, strip, all);
+    }
+    ++i;
+  });
 }
 
-// Rows [0, rows) of x W^T + bias, for the panels of `columns` columns. Called for at most Panel::tile
-// rows, it keeps to the second cache.
 template <class T>
-void multiply(const T* x, std::int64_t rows, std::int64_t inner, const T* panels, std::int64_t columns,
-              bool relu, T* out, std::int64_t out_stride) {
+void multiply_panels(const Product<T>& p, const Parts<T>& parts, const NonzeroTerms* listed) {
   using P = Panel<T>;
-  const std::int64_t parts = inner > P::depth ? (inner + P::depth - 1) / P::depth : 1;
-  for (std::int64_t column = 0; column < columns; column += P::width, panels += P::size(inner)) {
-    const std::int64_t left = columns - column, filled = left < P::width ? left : P::width;
-    T* const to = out + column;
-    for (std::int64_t part = 0; part < parts; ++part) {
-      const std::int64_t first = part * inner / parts, depth = (part + 1) * inner / parts - first;
-      multiply_panel<T>(rows, {x + first, inner, panels + (1 + first) * P::width, depth, part ? to : panels,
-                               part ? out_stride : 0, to, out_stride, filled, relu && part == parts - 1});
-    }
-  }
+  const T* panel = p.panels;
+  for (std::int64_t column = 0; column < p.columns; column += P::width, panel += P::size(p.inner))
+    for (std::int64_t part = 0; part < parts.count; ++part) multiply_panel(p, column, panel, parts, part, listed);
+}
+
+// Called for at most Panel::tile rows, it keeps to the second cache. Where x may hold many zeros, they are
+// looked for; the weight has been through mark_not_finite then.
+template <class T>
+void multiply(const Product<T>& p, bool sparse) {
+  using P = Panel<T>;
+  const Parts<T> parts(p.inner);
+  constexpr int chains = Parts<T>::chains, rows = P::rows;
+  const bool worth = p.columns >= P::width && p.counts.rows >= P::listed_rows && p.inner >= 16;
+  if (!sparse || !worth || p.inner > INT32_MAX) return multiply_panels<T>(p, parts, nullptr);
+  const NonzeroTerms listed(p.counts, p.x, p.inner, rows, parts.count * chains,
+                            [&](std::int64_t i) { return parts.chain_end(i); });
+  multiply_panels<T>(p, parts, &listed);
 }
 
 // In linear.cpp, once: each has its loops unrolled for every number of rows.
-extern template void multiply(const float*, std::int64_t, std::int64_t, const float*, std::int64_t, bool,
-                              float*, std::int64_t);
-extern template void multiply(const double*, std::int64_t, std::int64_t, const double*, std::int64_t, bool,
-                              double*, std::int64_t);
+extern template void multiply(const Product<float>&, bool);
+extern template void multiply(const Product<double>&, bool);
 
 // What parallel_for takes for the work of a product: a core multiplies about twenty bytes' worth of
 // numbers in the time that it streams one.

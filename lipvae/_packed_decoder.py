@@ -35,11 +35,20 @@ class _InParts:
         Returns:
             [K, B].
         """
-        parts = z.split(max(1, self.SAMPLES // z.shape[1]))
-        return torch.cat([self._of_part(part, target) for part in parts])
+        k, b = z.shape[:2]
+        found = z.new_empty(b, k)
+        images = max(1, self.SAMPLES // k)
+        for i in range(0, b, images):
+            few = slice(i, i + images)
+            # Samples of an image follow one another: ReLU switches much of the same off in all.
+            for start in range(0, k, self.SAMPLES):
+                samples = slice(start, start + self.SAMPLES)
+                part = z[samples, few].transpose(0, 1)
+                found[few, samples] = self._of_part(part, target[few])
+        return found.t()
 
     def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
-        """:meth:`log_likelihood` of so few samples."""
+        """[B, K, m], [B, D] -> [B, K] for so few samples."""
         raise NotImplementedError
 
 
@@ -61,8 +70,7 @@ class FullyConnectedDecoder(_InParts):
         self._head = PackedHead(*layers.weight_and_bias(head), model.likelihood.name).keep()
 
     def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
-        rows = self._hidden(z.flatten(0, 1))
-        return self._head.log_likelihood(rows.unflatten(0, z.shape[:2]), target)
+        return self._head.log_likelihood(self._hidden(z).transpose(0, 1), target).t()
 
 
 class ConvolutionalDecoder(_InParts):
@@ -85,11 +93,11 @@ class ConvolutionalDecoder(_InParts):
         self._family = model.likelihood.name
 
     def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
-        images = self._linear(z.flatten(0, 1)).unflatten(1, (*self._size, -1))
+        images = self._linear(z).flatten(0, 1).unflatten(1, (*self._size, -1))
         for convolution, relu in self._convolutions:
             images = convolution(images, relu=relu)
         parameters = images.permute(0, 3, 1, 2).reshape(*z.shape[:2], -1)
-        return ops.importance(parameters, target, self._family)
+        return ops.importance(parameters.transpose(0, 1), target, self._family).t()
 
 
 Packed = FullyConnectedDecoder | ConvolutionalDecoder

@@ -36,7 +36,7 @@ class PackedLayers:
         ]
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """[N, in] -> [N, out], contiguous."""
+        """[..., N, in] -> [..., N, out], contiguous; the N as :class:`PackedLinear` takes them."""
         for product, relu in self._steps:
             rows = product(rows, relu=relu) if isinstance(product, PackedLinear) else product(rows)
         return rows

@@ -104,9 +104,13 @@ def linear(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | Non
     x, weight = random(rows, inner, dtype=dtype), random(columns, inner, dtype=dtype)
     bias, out = random(columns, dtype=dtype), torch.empty(rows, columns, dtype=dtype)
     panels = pack(weight, bias, 1, threads)
-    tail = (panels.shape[-1], True, 0, code(dtype), threads)
-    at = [tensor.data_ptr() for tensor in (x, panels, out)]
-    _C.linear_forward(*at, rows, columns, inner, *tail)
+    x[:, ::2] = 0
+    grouped = torch.empty_like(out)
+    for together, y in ((1, out), (13, grouped)):
+        tail = (panels.shape[-1], together, True, 0, code(dtype), threads)
+        at = [tensor.data_ptr() for tensor in (x, panels, y)]
+        _C.linear_forward(*at, rows, columns, inner, *tail)
+    assert torch.equal(grouped, out)
     truth = torch.nn.functional.linear(x.double(), weight.double(), bias.double()).relu()
     torch.testing.assert_close(out.double(), truth, rtol=0, atol=2000 * torch.finfo(dtype).eps)
     return (out, panels), [None, None]
@@ -149,7 +153,7 @@ def lipschitz_linear(
     _C.lipschitz_linear_forward(
         *head, alone.data_ptr(), at[1], 0, 0, 0, 0, rows, columns, inner, *tail
     )
-    tail = (panels.shape[-1], False, group_size, code(dtype), threads)
+    tail = (panels.shape[-1], 1, False, group_size, code(dtype), threads)
     at = [tensor.data_ptr() for tensor in (x, panels, packed)]
     _C.linear_forward(*at, rows, columns, inner, *tail)
     assert torch.equal(alone, y)
@@ -169,11 +173,16 @@ def importance_linear(
     weight = random(planes * dim, inner, dtype=dtype, scale=0.3 / inner**0.5)
     bias = random(planes * dim, dtype=dtype, scale=0.3)
     target = (torch.arange(batch * dim).remainder(256) / 255.0).to(dtype).view(batch, dim)
-    total = torch.zeros(samples, batch, dtype=torch.float64)
     panels = pack(weight, bias, planes, threads)
-    at = [tensor.data_ptr() for tensor in (hidden, panels, target, total)]
-    tail = (panels.shape[-1], FAMILIES.index(family), code(dtype), threads)
-    _C.importance_linear_forward(*at, samples, batch, dim, inner, *tail)
+    by_image = hidden.relu_().transpose(0, 1).contiguous()
+    total = torch.zeros(samples, batch, dtype=torch.float64)
+    total_by_image = torch.zeros(batch, samples, dtype=torch.float64)
+    sizes = samples, batch, dim, inner, panels.shape[-1]
+    tail = FAMILIES.index(family), code(dtype), threads
+    for rows, out in ((hidden, total), (by_image, total_by_image)):
+        at = [tensor.data_ptr() for tensor in (rows, panels, target, out)]
+        _C.importance_linear_forward(*at, *sizes, rows is by_image, *tail)
+    assert torch.equal(total_by_image.t(), total)
     parameters = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
     truth = reference.importance(parameters, target.double(), family)
     assert_as_accurate("importance_linear", total.to(dtype), truth)
@@ -282,7 +291,10 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "importance_forward": ("parameters target out", DENSITY),
     "importance_backward": ("grad_out parameters target grad_parameters", DENSITY),
     "linear_pack": ("weight bias panels", {"planes": 2, "plane_stride": 4, **PANELS}),
-    "linear_forward": ("x panels out", {"rows": 2, "relu": False, "group_size": 2, **PANELS}),
+    "linear_forward": (
+        "x panels out",
+        {"rows": 2, "together": 1, "relu": False, "group_size": 2, **PANELS},
+    ),
     "conv_transpose_forward": (
         "x panels bias out",
         {
@@ -307,7 +319,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "importance_linear_forward": (
         "hidden panels target total",
-        {"K": 2, "B": 3, "family": 0, **PANELS},
+        {"K": 2, "B": 3, "family": 0, "images_first": False, **PANELS},
     ),
     "vmf_sample": (
         "loc concentration out t",

@@ -101,8 +101,32 @@ def test_shapes_of_products() -> None:
         PackedLinear(turned, bias)(strided), PackedLinear(turned.clone(), bias)(strided)
     )
     for bad in (torch.rand(3, 7), torch.rand(3, 8).double()):
-        with pytest.raises(ValueError, match=r"x must be torch\.float32 \[N, 8\]"):
+        with pytest.raises(ValueError, match=r"x must be torch\.float32 \[\.\.\., N, 8\]"):
             product(bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("together", [1, 2, 5, 16, 100])
+def test_what_is_left_out_changes_no_bit(together: int, dtype: torch.dtype) -> None:
+    # Neighbours are zero in like places, as samples of an image are after a ReLU.
+    weight, bias = layer(150, 70, dtype)
+    product, groups = PackedLinear(weight, bias), 200 // together
+    x = rows(groups * together, 70, dtype).view(groups, together, 70)
+    x *= torch.rand(groups, 1, 70) < 0.4
+    x[:, ::3] *= torch.rand(70) < 0.9
+    alone = torch.cat([product(row[None]) for row in x.flatten(0, 1)])
+    assert torch.equal(product(x), alone.view(groups, together, 150))
+    assert torch.equal(product(x.flatten(0, 1)), alone)
+
+
+def test_a_weight_that_is_not_finite_shows_also_where_it_is_left_out() -> None:
+    weight, bias = layer(150, 40, torch.float32)
+    weight[7, 3], weight[9, 3] = float("nan"), float("inf")
+    x = rows(12, 40, torch.float32)
+    x[:, :20] = 0
+    found = PackedLinear(weight, bias)(x)
+    assert found.isnan().all(0).nonzero().flatten().tolist() == [7, 9]
+    assert found[:, [i for i in range(150) if i not in (7, 9)]].isfinite().all()
 
 
 def test_a_pack_is_a_copy() -> None:

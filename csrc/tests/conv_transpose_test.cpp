@@ -26,13 +26,17 @@ ConvTranspose arguments(const Sizes& s, const T* x, const T* panels, const T* bi
 }
 
 template <class T>
-void check(const KernelTable& kernels, const Sizes& s, bool relu, int threads) {
+void check(const KernelTable& kernels, const Sizes& s, bool relu, int threads, double zeros = 0.0) {
   const std::string name = describe<T>(kernels, "conv_transpose", s.batch, s.height, s.width, s.in, s.out,
                                        s.kernel_height, s.stride_width, s.padding_height);
   const std::int64_t taps = s.kernel_height * s.kernel_width * s.out;
   const std::int64_t height = s.out_height(), width = s.out_width();
   const std::int64_t in_size = s.height * s.width * s.in, out_size = height * width * s.out;
-  const Buffer<T> x = normals<T>(s.batch * in_size), weight = normals<T>(taps * s.in), bias = normals<T>(s.out);
+  Buffer<T> x = normals<T>(s.batch * in_size);
+  for (std::int64_t i = 0; i < in_size; ++i)  // as a ReLU leaves samples of one image
+    if (uniform() < zeros)
+      for (std::int64_t b = 0; b < s.batch; ++b) x[b * in_size + i] = T(0);
+  const Buffer<T> weight = normals<T>(taps * s.in), bias = normals<T>(s.out);
   const T* shift = s.out % 2 ? bias.data() : nullptr;
   const std::int64_t panel = kernels.panel_width(dtype<T>);
   Buffer<T> panels((taps + panel - 1) / panel * (1 + s.in) * panel);
@@ -87,7 +91,12 @@ void check_all(const KernelTable& kernels) {
   check<T>(kernels, {2, 5, 5, 2, 1, 3, 3, 1, 1, 2, 2, 0, 0}, false, 1);  // taps that fall outside
   check<T>(kernels, {2, 1, 1, 0, 3, 2, 2, 1, 1, 0, 0, 0, 0}, false, 1);  // nothing but the bias
   check<T>(kernels, {3, 9, 11, 3, 70, 5, 5, 2, 2, 2, 2, 1, 1}, true, 1);  // an image in parts
+  check<T>(kernels, {7, 5, 9, 3, 60, 3, 3, 4, 4, 0, 0, 2, 1}, false, 1);  // in parts, with places between
+  check<T>(kernels, {7, 6, 9, 3, 60, 5, 3, 1, 2, 1, 0, 0, 1}, true, 2);
+  for (std::int64_t out : {1, 3, 6, 30}) check<T>(kernels, {3, 5, 6, 3, out, 5, 5, 2, 3, 1, 1, 1, 0}, true, 1);
   check<T>(kernels, {40, 4, 4, 16, 8, 4, 4, 2, 2, 1, 1, 0, 0}, true, 4);
+  check<T>(kernels, {17, 3, 5, 40, 9, 4, 4, 2, 2, 1, 1, 0, 0}, false, 1, 0.5);
+  check<T>(kernels, {9, 9, 11, 30, 70, 5, 5, 2, 2, 2, 2, 1, 1}, true, 3, 0.7);
 }
 
 }  // namespace

@@ -54,7 +54,8 @@ class PackedHead:
         """log p(x | z_k).
 
         Args:
-            hidden: [K, B, H] of the weight's dtype.
+            hidden: [K, B, H] of the weight's dtype. Where the samples of an image follow one
+                another in memory, what is zero in several of them takes less time.
             target: [B, D] of the same dtype.
 
         Returns:
@@ -67,8 +68,10 @@ class PackedHead:
                 f"not fit weight {self._weight.dtype} {tuple(self._weight.shape)}"
             )
         k, b, h = hidden.shape
-        hidden, code = hidden.contiguous(), dtype_code(hidden)
-        total = hidden.new_zeros(k, b, dtype=torch.float64)
+        code, by_image = dtype_code(hidden), hidden.transpose(0, 1)
+        images_first = by_image.is_contiguous()
+        hidden = by_image if images_first else hidden.contiguous()
+        total = hidden.new_zeros(hidden.shape[:2], dtype=torch.float64)
         panels: Tensor | None = None
         for i, dims in enumerate(self._parts):
             panels = self._kept[i] if self._kept else self._pack(dims, panels)
@@ -83,11 +86,13 @@ class PackedHead:
                 part.shape[1],
                 h,
                 panels.shape[-1],
+                images_first,
                 FAMILY_CODES[self._family],
                 code,
                 kernel_threads(),
             )
-        return total.to(hidden.dtype)
+        total = total.to(hidden.dtype)
+        return total.t() if images_first else total
 
     def _split(self) -> list[slice]:
         """Blocks of dimensions, of like size and in whole panels."""

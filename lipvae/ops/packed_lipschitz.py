@@ -138,6 +138,6 @@ class PackedLipschitzLinear:
         self._product = PackedLinear.of_panels(panels, weight.shape[0], fused or 0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, in] of the weight's dtype -> [N, out], without autograd."""
+        """[..., N, in] of the weight's dtype -> [..., N, out], without autograd."""
         y = self._product(x)
         return y if self._group_size is None else group_sort(y, self._group_size, -1)
