@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 import lipvae
-from bench.bench_training import lipschitz_vae
+from bench.bench_training import HIDDEN
 from bench.harness import Case, Provider
 from bench.settings import COPY, PUBLIC, Settings
+from bench.trained import patches, trained_vae
 from lipvae.scores import SCORES
 from lipvae.scoring import Scorer
 
@@ -39,18 +39,18 @@ def score_case(name: str, architecture: str, settings: Settings) -> Case:
     """One score of one model, or of one ensemble."""
     score = SCORES[name]
     shape = (1, SIDE, SIDE)
-    x: Tensor = (settings.rand(B, *shape) * 255).round() / 255
-    options = {"input_shape": shape, "latent_dim": 10, "architecture": architecture}
+    x = patches(settings.device, shape, B, seed=1)
+    hidden = HIDDEN if architecture == "fc" else None
     sizes = {"K": K, "B": B, "D": SIDE**2, "m": 10}
     model: lipvae.VAE
     if score.source == "draws":  # as many samples in all
-        model = lipvae.BayesianVAE(**options).to(settings.device).eval()
+        model = lipvae.BayesianVAE(shape, 10, architecture, hidden).to(settings.device).eval()
         sizes |= {"K": K // DRAWS, "S": DRAWS}
     else:
-        model = lipschitz_vae(settings, **options).eval()
+        model = trained_vae(settings.device, hidden, shape)
     scorer = Scorer(model, [name], num_samples=sizes["K"], num_draws=DRAWS)
     if score.calibrated:
-        scorer.calibrate(settings.rand(CALIBRATION, *shape, seed=1), max_images=CALIBRATION)
+        scorer.calibrate(patches(settings.device, shape)[:CALIBRATION], max_images=CALIBRATION)
     if score.source == "images":
         limit = Provider(COPY, "limit", x.clone)
     else:

@@ -1,17 +1,22 @@
-"""scoring: images a second through the Scorer, against an eager pipeline and the bare GEMMs."""
+"""scoring: images a second through the Scorer, against an eager pipeline and the bare GEMMs.
+
+Models have made some steps on patches of photographs, and score others: which units of a decoder
+are active for an image follows from training.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import lipvae
-from bench.bench_training import HIDDEN, lipschitz_vae
+from bench.bench_training import HIDDEN
 from bench.harness import Case, Provider
 from bench.peers import pipeline
 from bench.settings import PUBLIC, Settings, peer
+from bench.trained import patches, trained_vae
 from lipvae._decoder_dtype import cpu_multiplies
 from lipvae.scoring import Scorer
 
@@ -78,12 +83,8 @@ def scoring_case(
     input_shape = (sizes["channels"], side, side)
     d = sizes["channels"] * side * side
     fc = variant != CONVOLUTIONAL
-    model = lipschitz_vae(
-        settings,
-        input_shape=input_shape, latent_dim=sizes["m"],
-        architecture="fc" if fc else "conv", hidden=HIDDEN if fc else None,
-    ).eval()  # fmt: skip
-    x: Tensor = (settings.rand(b, *input_shape) * 255).round() / 255
+    model = trained_vae(settings.device, HIDDEN if fc else None, input_shape, sizes["m"])
+    x = patches(settings.device, input_shape, b, seed=1)
     scorer = Scorer(model, num_samples=k)
     providers = [
         Provider(GEMM, "limit", repeated(decoder_products(model, k), b)),
@@ -106,7 +107,8 @@ def scoring_case(
     if pyod and not settings.cuda:
 
         def detector() -> Callable[[], object]:
-            fitted = pipeline.pyod_vae(settings.rand(256, *input_shape), sizes["m"], HIDDEN)
+            inliers = patches(settings.device, input_shape)[:256]
+            fitted = pipeline.pyod_vae(inliers, sizes["m"], HIDDEN)
             flat = x.flatten(1).numpy()
             return lambda: fitted.decision_function(flat)
 

@@ -9,29 +9,17 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 import lipvae
-from bench.bench_l1_ball import rows
 from bench.harness import Case, Provider
 from bench.peers.lipschitz_linear import SortLayer
 from bench.settings import PUBLIC, Settings, peer
 from bench.trained import BATCH, SIDE, STEPS, stepping
-from lipvae.nn import LipschitzLinear, lipschitz_layers
+from lipvae.nn import LipschitzLinear
 
 PLAIN = "VAE"
 HIDDEN = (512, 512)
-
-
-def lipschitz_vae(settings: Settings, **options: Any) -> lipvae.LipschitzVAE:
-    """A model whose rows lie outside the ball, as they do after some training."""
-    model = lipvae.LipschitzVAE(**options).to(settings.device)
-    with torch.no_grad():
-        for layer in lipschitz_layers(model):
-            shape = (layer.weight.shape[0], layer.weight[0].numel())
-            layer.weight.copy_(rows("initial", shape, settings).view_as(layer.weight))
-    return model
 
 
 def sort_based(model: lipvae.LipschitzVAE) -> lipvae.LipschitzVAE:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lipvae
 from lipvae._moments import forget_tiny_moments
@@ -19,15 +19,19 @@ BATCH, SIDE, COUNT = 128, 28, 2560
 
 
 @functools.cache
-def patches(device: str) -> Tensor:
-    """[COUNT, 1, SIDE, SIDE], grey."""
-    return lipvae.data.photo_patches(SIDE, COUNT, seed=0).float().to(device)
+def patches(
+    device: str, input_shape: tuple[int, int, int] = (1, SIDE, SIDE), n: int = COUNT, seed: int = 0
+) -> Tensor:
+    """[n, *input_shape], grey or in colour."""
+    channels, *size = input_shape
+    found = lipvae.data.photo_patches((size[0], size[1]), n, seed, channels=channels)
+    return found.float().to(device)
 
 
-def stepping(model: nn.Module, device: str) -> Callable[[], None]:
+def stepping(model: lipvae.VAE, device: str) -> Callable[[], None]:
     """One step of :func:`lipvae.fit`: forward pass, backward pass and Adam, on the next batch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    following = itertools.cycle(patches(device).split(BATCH)).__next__
+    following = itertools.cycle(patches(device, model.input_shape).split(BATCH)).__next__
     count = itertools.count()
     model.train()
 
@@ -42,16 +46,27 @@ def stepping(model: nn.Module, device: str) -> Callable[[], None]:
 
 
 @functools.cache
-def trained_layers(width: int, device: str) -> tuple[LipschitzLinear, ...]:
-    """The hidden layers of a Lipschitz encoder, 784 -> width -> width, after STEPS steps."""
+def trained_vae(
+    device: str,
+    hidden: tuple[int, ...] | None,
+    input_shape: tuple[int, int, int] = (1, SIDE, SIDE),
+    latent_dim: int = 10,
+) -> lipvae.LipschitzVAE:
+    """A model after STEPS steps, fully connected; convolutional if `hidden` is None."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = lipvae.LipschitzVAE(
-            (1, SIDE, SIDE), latent_dim=10, architecture="fc", hidden=(width, width)
-        ).to(device)
+            input_shape, latent_dim, "fc" if hidden else "conv", hidden
+        ).to(device)  # fmt: skip
         step = stepping(model, device)
         for _ in range(STEPS):
             step()
+    return model.eval()
+
+
+def trained_layers(width: int, device: str) -> tuple[LipschitzLinear, ...]:
+    """The hidden layers of a Lipschitz encoder, 784 -> width -> width, after STEPS steps."""
+    model = trained_vae(device, (width, width))
     found = [m for m in model.modules() if isinstance(m, LipschitzLinear)]
     return tuple(found[:2])
 
