@@ -51,13 +51,16 @@ class NonzeroTerms {
     for_each_strip(counts, most, [&](std::int64_t group, std::int64_t row, std::int64_t height) {
       std::int32_t *const first = place + segments, *to = first;
       std::int32_t begin = 0;
-      for (std::int64_t s = 0; s < segments; ++s) {
-        to = append_nonzero(x.at(group, row), x.stride, height, begin, std::int32_t(end(s)), to);
+      // To go through a list takes more than it saves where little can be left out, and so does to make one.
+      bool full = false;
+      for (std::int64_t s = 0; s < segments && !full; ++s) {
+        const auto until = std::int32_t(end(s));
+        to = append_nonzero(x.at(group, row), x.stride, height, begin, until, to);
         place[s] = std::int32_t(to - first);
-        begin = std::int32_t(end(s));
+        begin = until;
+        full = (to - first) * 16 > std::int64_t(until) * 15;
       }
-      // To go through a list takes more than it saves where little can be left out.
-      if ((to - first) * 8 > inner * 7) place[segments - 1] = -1;
+      if (full || (to - first) * 8 > inner * 7) place[segments - 1] = -1;
       place += room_;
     });
   }
