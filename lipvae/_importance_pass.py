@@ -31,7 +31,8 @@ from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
 # a matrix product of 128 rows already runs at full speed.
 TILE = 128
 
-# Images of a CPU block: one vector of doubles, so that no sum treats its last columns differently.
+# Columns of a CPU block, for as many images or fewer: one vector of doubles, so that no sum treats
+# the last ones differently.
 GROUP = 8
 
 # Images that are encoded at once by a product whose rows do not reach each other.
@@ -142,7 +143,7 @@ class ImportancePass:
                 are computed at once as torch has threads.
         """
         alone = x.device.type == "cpu"
-        size = GROUP if alone else block
+        size = _block_size(len(x)) if alone else block
         table = x.new_empty(len(_STATISTICS), len(x), dtype=torch.float64)
         encoded = self._encode_together(x) if alone else None
         decoder = self._packed.decoder() if alone and self._decoder_dtype is None else None
@@ -151,9 +152,10 @@ class ImportancePass:
             columns = slice(i * size, (i + 1) * size)
             with torch.inference_mode():
                 posterior = None if encoded is None else encoded[columns]
-                statistics = self._block(x[columns], size, alone, posterior, decoder)
+                width = GROUP if alone else size
+                statistics = self._block(x[columns], width, alone, posterior, decoder)
                 rows = torch.stack([getattr(statistics, name) for name in _STATISTICS])
-                table[:, columns] = rows[:, : len(x) - columns.start]
+                table[:, columns] = rows[:, : min(size, len(x) - columns.start)]
 
         _each(-(-len(x) // size), work, alone)
         rows = dict(zip(_STATISTICS, table, strict=True))
@@ -164,7 +166,7 @@ class ImportancePass:
         alone = x.device.type == "cpu"
         if alone and (together := self._encode_together(x)) is not None:
             return _joined([together], len(x))
-        size = GROUP if alone else block
+        size = _block_size(len(x)) if alone else block
         blocks = -(-len(x) // size)
         found: list[Any] = [None] * blocks
 
@@ -211,7 +213,7 @@ class ImportancePass:
         encoded: Any = None,
         decoder: _packed_decoder.Packed | None = None,
     ) -> ImportanceStatistics:
-        """The statistics of `size` images, of which the last repeats where `x` has fewer."""
+        """The statistics of `size` images, of which the last one repeats where `x` has fewer."""
         parts = _parts(x, size, alone)
         # In double from here on: rounding of z would enter the densities, not the samples.
         posterior = _joined(self._posteriors(parts, encoded, decoder), size)
@@ -256,6 +258,11 @@ class ImportancePass:
                 return ops.importance_linear(hidden, weight, bias, target, family)
             parameters = model.decode(z)
         return ops.importance(parameters.to(self._dtype), target, family)
+
+
+def _block_size(images: int) -> int:
+    """Images of a CPU block: fewer than a group where some threads would have none."""
+    return min(GROUP, -(-images // torch.get_num_threads()))
 
 
 def _parts(x: Tensor, size: int, alone: bool) -> list[Tensor]:
