@@ -137,20 +137,11 @@ Family family_of(int code) {
   return static_cast<Family>(code);
 }
 
-std::int64_t planes_of(Family family) {
-  switch (family) {
-    case Family::gaussian:
-    case Family::discretized_logistic: return 2;
-    case Family::categorical256: return 256;
-    default: return 1;
-  }
-}
-
 void importance_forward(Address parameters, Address target, Address out, std::int64_t samples,
                         std::int64_t batch, std::int64_t dim, int family, int dtype, int threads) {
   const Family kind = family_of(family);
   const std::int64_t rows = span({{"K", samples}, {"B", batch}});
-  const std::int64_t size = span({{"K", samples}, {"B", batch}, {"D", dim}, {"P", planes_of(kind)}});
+  const std::int64_t size = span({{"K", samples}, {"B", batch}, {"D", dim}, {"P", lipvae::planes_of(kind)}});
   check_threads(threads);
   check_address("parameters", parameters, size);
   check_address("target", target, size);
@@ -166,7 +157,7 @@ void importance_backward(Address grad_out, Address parameters, Address target, A
                          std::int64_t samples, std::int64_t batch, std::int64_t dim, int family,
                          int dtype, int threads) {
   const Family kind = family_of(family);
-  const std::int64_t size = span({{"K", samples}, {"B", batch}, {"D", dim}, {"P", planes_of(kind)}});
+  const std::int64_t size = span({{"K", samples}, {"B", batch}, {"D", dim}, {"P", lipvae::planes_of(kind)}});
   check_threads(threads);
   check_address("grad_out", grad_out, size);
   check_address("parameters", parameters, size);
@@ -308,8 +299,8 @@ void importance_linear_forward(Address hidden, Address panels, Address target, A
   const Family kind = family_of(family);
   check_width(width, dtype_of(dtype));
   const std::int64_t rows = span({{"K", samples}, {"B", batch}});
-  const std::int64_t weights = panels_span(planes_of(kind), dim, inner, width);
-  const std::int64_t columns = planes_of(kind) * ((dim + width - 1) / width * width);
+  const std::int64_t weights = panels_span(lipvae::planes_of(kind), dim, inner, width);
+  const std::int64_t columns = lipvae::planes_of(kind) * ((dim + width - 1) / width * width);
   if (columns * (dtype == 0 ? 4 : 8) > lipvae::logits_bytes)
     throw py::value_error(given("D", "less: a row of parameters has to fit into 256 kB", dim));
   check_threads(threads);
@@ -438,8 +429,8 @@ PYBIND11_MODULE(_C, m) {
         "part if relu, sorted in groups of group_size (2, 4 or 8) neighbours, or not if it is 0. A row of out\n"
         "depends on its row of x only. What is zero in all of a few rows takes less time: rows come in groups\n"
         "of `together` that are likely so.",
-        "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "together"_a, "relu"_a, "group_size"_a, "dtype"_a,
-        "threads"_a);
+        "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "together"_a, "relu"_a,
+        "group_size"_a, "dtype"_a, "threads"_a);
   m.def("lipschitz_linear_forward", &lipschitz_linear_forward,
         "Writes y [rows, D] = x P^T + bias, sorted as in linear_forward, for x [rows, H], P the projection of\n"
         "weight [D, H] by l1_ball_forward and bias [D] or 0. Writes threshold as that does, given warm, and\n"
@@ -470,8 +461,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("importance_linear_forward", &importance_linear_forward,
         "Adds importance_forward of the parameters hidden W^T + bias to total [K, B] (float64), for hidden\n"
         "[K, B, H], target [B, D] and panels with a plane for each parameter of the family. If images_first,\n"
-        "hidden is [B, K, H] and total [B, K], and what is zero in all samples of an image takes less time. An\n"
-        "entry of total depends on its own row of hidden and target only.",
+        "hidden is [B, K, H] and total [B, K], and what is zero in several samples of an image takes less\n"
+        "time. An entry of total depends on its own row of hidden and target only.",
         "hidden"_a, "panels"_a, "target"_a, "total"_a, "K"_a, "B"_a, "D"_a, "H"_a, "width"_a,
         "images_first"_a, "family"_a, "dtype"_a, "threads"_a);
 

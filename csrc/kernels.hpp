@@ -16,6 +16,16 @@ enum class Family : int {
   categorical256 = 4,
 };
 
+// Parameters of one dimension, each of which has a plane of its own.
+constexpr std::int64_t planes_of(Family family) {
+  switch (family) {
+    case Family::gaussian:
+    case Family::discretized_logistic: return 2;
+    case Family::categorical256: return 256;
+    default: return 1;
+  }
+}
+
 // Projection of every row of weight [rows, cols] onto the L1 ball of the radius.
 struct L1Ball {
   const void* weight;
@@ -147,7 +157,8 @@ struct LipschitzLinearBackward {
   int threads;
 };
 
-// What conv_transpose keeps of a tile: the taps of one pixel have to fit.
+// What conv_transpose keeps of the taps, or those of one row of pixels if they are more. The taps of one pixel
+// have to fit.
 constexpr std::int64_t taps_bytes = 128 * 1024;
 
 // out = the transposed convolution of x, plus bias, or its positive part; both lie channels last. An image

@@ -59,8 +59,7 @@ template <class T>
 void check(const KernelTable& kernels, Family family, std::int64_t samples, std::int64_t batch,
            std::int64_t dim, int threads) {
   const std::string name = describe<T>(kernels, "importance", int(family), samples, batch, dim, threads);
-  const bool two = family == Family::gaussian || family == Family::discretized_logistic;
-  const std::int64_t planes = family == Family::categorical256 ? 256 : two ? 2 : 1, rows = samples * batch;
+  const std::int64_t planes = planes_of(family), rows = samples * batch;
   const Buffer<T> parameters = parameters_of<T>(family, rows, planes, dim), target = pixels<T>(batch * dim);
   const Buffer<T> grad_out = normals<T>(rows);
   Buffer<T> out(rows), again(rows), grad(parameters.size()), grad_again(parameters.size());
@@ -114,8 +113,7 @@ T fullest_nan() {
 template <class T>
 void check_not_finite(const KernelTable& kernels, Family family) {
   const std::string name = describe<T>(kernels, "importance, not finite", int(family));
-  const bool two = family == Family::gaussian || family == Family::discretized_logistic;
-  const std::int64_t planes = family == Family::categorical256 ? 256 : two ? 2 : 1, dim = 37, rows = 3, bad = 1;
+  const std::int64_t planes = planes_of(family), dim = 37, rows = 3, bad = 1;
   const Buffer<T> finite = parameters_of<T>(family, rows, planes, dim), target = pixels<T>(dim);
   Buffer<T> grad_out(rows), before(rows), after(rows), grad(finite.size());
   for (std::int64_t r = 0; r < rows; ++r) grad_out[r] = T(1);

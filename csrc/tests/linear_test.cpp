@@ -71,8 +71,7 @@ template <class T>
 void check_importance_linear(const KernelTable& kernels, Family family, std::int64_t samples,
                              std::int64_t batch, std::int64_t dim, std::int64_t inner, int threads) {
   const std::string name = describe<T>(kernels, "importance_linear", int(family), samples, batch, dim, inner);
-  const bool two = family == Family::gaussian || family == Family::discretized_logistic;
-  const std::int64_t planes = family == Family::categorical256 ? 256 : two ? 2 : 1, rows = samples * batch;
+  const std::int64_t planes = planes_of(family), rows = samples * batch;
   const double scale = 1 / std::sqrt(double(inner) + 1);
   Buffer<T> hidden = normals<T>(rows * inner), by_image(rows * inner);
   switch_off(hidden, inner, 0.4);

@@ -112,17 +112,17 @@ class PackedLinear:
             )
         x = x.contiguous()
         *shape, _ = x.shape
+        together = max(1, shape[-1]) if len(shape) > 1 else 1
         out = x.new_empty(*shape, self._out_features)
-        rows = math.prod(shape)
         cpp_module().linear_forward(
             x.data_ptr(),
             panels.data_ptr(),
             out.data_ptr(),
-            rows,
+            math.prod(shape),
             self._out_features,
             self._in_features,
             panels.shape[-1],
-            shape[-1] or 1 if len(shape) > 1 else 1,
+            together,
             relu,
             self._group_size,
             dtype_code(x),
