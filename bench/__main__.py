@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import lipvae
 from bench import bars, machine, results
 from bench.harness import Skip, run_case
 from bench.results import Row, factor, megabytes, seconds
@@ -82,7 +83,7 @@ def _measure(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Times the ops, peers and physical limits interleaved. Further commands: "
-        "`python -m bench report FILE... --out docs`, `check FILE...`, `roofline`.",
+        "`python -m bench report FILE... --out docs`, `check FILE...`, `roofline`, `zeros`.",
     )
     parser.add_argument("--op", choices=OPS, action="append", help="only this op (repeatable)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -147,7 +148,38 @@ def _roofline(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"report": _report, "check": _check, "roofline": _roofline}
+def _zeros(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench zeros",
+        description="What is zero in trained models and so left out by the C++ kernels: the share "
+        "of a Lipschitz encoder's weights that is left, trained here, and of a decoder's units.",
+    )
+    parser.add_argument(
+        "--data", default="digits", choices=lipvae.data.NAMES,
+        help="trains on this set (default: digits, no download)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", nargs=2, action="append", default=[], metavar=("FILE", "DATA"),
+        help="a trained model and the set whose test images it decodes (repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="write into this folder's performance.md")
+    options = parser.parse_args(arguments)
+    zeros: Any = importlib.import_module("bench.zeros")
+    report: Any = importlib.import_module("bench.report")
+    try:
+        parts = {report.WEIGHTS: zeros.weight_table(options.data)}
+        if options.model:
+            parts[report.UNITS] = zeros.unit_table(options.model)
+    except (ValueError, OSError, lipvae.data.DataUnavailableError) as error:
+        parser.error(str(error))
+    for name, text in parts.items():
+        print(f"{text}\n")
+        if options.out:
+            print(report.fill(options.out, name, text))
+    return 0
+
+
+COMMANDS = {"report": _report, "check": _check, "roofline": _roofline, "zeros": _zeros}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,6 +44,7 @@ def steps_apart(weight: Tensor, bias: Tensor, radius: float = RADIUS) -> list[nn
     for value in (weight, weight + step):
         layer = LipschitzLinear(in_features, out_features, lipschitz=radius, group_size=2)
         layer = layer.to(weight.device)
+        assert layer.bias is not None
         with torch.no_grad():
             layer.weight.copy_(value)
             layer.bias.copy_(bias)

@@ -15,7 +15,7 @@ import lipvae
 from bench.harness import Case, Provider
 from bench.peers.lipschitz_linear import SortLayer
 from bench.settings import PUBLIC, Settings, peer
-from bench.trained import BATCH, SIDE, STEPS, stepping
+from bench.trained import BATCH, SIDE, STEPS, patches, stepping
 from lipvae.nn import LipschitzLinear
 
 PLAIN = "VAE"
@@ -28,6 +28,7 @@ def sort_based(model: lipvae.LipschitzVAE) -> lipvae.LipschitzVAE:
     def replace(module: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, LipschitzLinear):
+                assert child.bias is not None
                 layer: nn.Module = SortLayer(child.weight.detach(), child.bias, child.lipschitz)
                 if child.group_size is None:
                     layer.sort = nn.Identity()
@@ -43,7 +44,8 @@ def training_case(architecture: str, hidden: tuple[int, ...] | None, settings: S
     options: dict[str, Any] = {"architecture": architecture, "hidden": hidden}
     plain = lipvae.VAE(**options).to(settings.device)
     model = lipvae.LipschitzVAE(**options).to(settings.device)
-    steps = [stepping(plain, settings.device), stepping(model, settings.device)]
+    images = patches(settings.device)
+    steps = [stepping(plain, images), stepping(model, images)]
     for step in steps:
         for _ in range(STEPS):
             step()
@@ -52,7 +54,7 @@ def training_case(architecture: str, hidden: tuple[int, ...] | None, settings: S
     if architecture == "fc":
         peer(
             providers, skipped, "LNets and deel-torchlip",
-            lambda: stepping(sort_based(copy.deepcopy(model)), settings.device),
+            lambda: stepping(sort_based(copy.deepcopy(model)), images),
         )  # fmt: skip
     shape = {"batch": BATCH, "D": SIDE**2, "m": plain.latent_dim}
     like = next(plain.parameters())

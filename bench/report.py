@@ -21,7 +21,7 @@ from lipvae.scores.regret import RegretSettings
 PAGE = "performance.md"
 CASES = "tables/performance-cases.md"
 # The parts of the page that commands write.
-MEASURED, ROOFLINE = "measured", "roofline"
+MEASURED, ROOFLINE, WEIGHTS, UNITS = "measured", "roofline", "weights", "units"
 SCORES_NOTE = f"""A scorer that gives this score alone, on one thread; scores of the same samples
 share one pass. Each of the S models of an ensemble draws K samples. Likelihood regret takes
 {RegretSettings().steps} gradient steps."""

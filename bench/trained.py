@@ -28,10 +28,10 @@ def patches(
     return found.float().to(device)
 
 
-def stepping(model: lipvae.VAE, device: str) -> Callable[[], None]:
+def stepping(model: lipvae.VAE, images: Tensor) -> Callable[[], None]:
     """One step of :func:`lipvae.fit`: forward pass, backward pass and Adam, on the next batch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    following = itertools.cycle(patches(device, model.input_shape).split(BATCH)).__next__
+    following = itertools.cycle(images.split(BATCH)).__next__
     count = itertools.count()
     model.train()
 
@@ -58,7 +58,7 @@ def trained_vae(
         model = lipvae.LipschitzVAE(
             input_shape, latent_dim, "fc" if hidden else "conv", hidden
         ).to(device)  # fmt: skip
-        step = stepping(model, device)
+        step = stepping(model, patches(device, input_shape))
         for _ in range(STEPS):
             step()
     return model.eval()
