@@ -316,6 +316,39 @@ void importance_linear_forward(Address hidden, Address panels, Address target, A
   lipvae::kernels().importance_linear(arguments);
 }
 
+void normal_samples(Address loc, Address log_variance, Address noise, Address z, Address log_ratio,
+                    std::int64_t batch, std::int64_t samples, std::int64_t dim, int dtype, int threads) {
+  const std::int64_t size = span({{"B", batch}, {"K", samples}, {"m", dim}});
+  check_threads(threads);
+  check_address("loc", loc, span({{"B", batch}, {"m", dim}}));
+  check_address("log_variance", log_variance, span({{"B", batch}, {"m", dim}}));
+  check_address("noise", noise, span({{"K", samples}, {"m", dim}}));
+  check_address("z", z, size);
+  check_address("log_ratio", log_ratio, span({{"B", batch}, {"K", samples}}));
+  const lipvae::NormalSamples arguments{
+      pointer<const double>(loc), pointer<const double>(log_variance), pointer<const double>(noise),
+      pointer<void>(z), pointer<double>(log_ratio), batch, samples, dim, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().normal_samples(arguments);
+}
+
+void importance_statistics(Address log_likelihood, Address log_ratio, Address state, Address statistics,
+                           std::int64_t batch, std::int64_t samples, std::int64_t before, int dtype,
+                           int threads) {
+  const std::int64_t size = span({{"B", batch}, {"K", samples}});
+  if (before < 0) throw py::value_error(given("before", "at least 0", before));
+  check_threads(threads);
+  check_address("log_likelihood", log_likelihood, size);
+  check_address("log_ratio", log_ratio, size);
+  check_address("state", state, batch);
+  check_address("statistics", statistics, batch);
+  const lipvae::ImportanceStatistics arguments{
+      pointer<const void>(log_likelihood), pointer<const double>(log_ratio), pointer<double>(state),
+      pointer<double>(statistics), batch, samples, before, dtype_of(dtype), threads};
+  py::gil_scoped_release release;
+  lipvae::kernels().importance_statistics(arguments);
+}
+
 void vmf_sample(Address loc, Address concentration, Address out, Address t, std::int64_t samples,
                 std::int64_t rows, std::int64_t dim, std::uint64_t seed, std::uint64_t start, bool shared,
                 int dtype, int threads) {
@@ -465,6 +498,21 @@ PYBIND11_MODULE(_C, m) {
         "time. An entry of total depends on its own row of hidden and target only.",
         "hidden"_a, "panels"_a, "target"_a, "total"_a, "K"_a, "B"_a, "D"_a, "H"_a, "width"_a,
         "images_first"_a, "family"_a, "dtype"_a, "threads"_a);
+
+  m.def("normal_samples", &normal_samples,
+        "Writes z [B, K, m] = loc + exp(log_variance / 2) noise and log_ratio [B, K] = log p(z) - log q(z),\n"
+        "p standard normal, for loc and log_variance [B, m] and noise [K, m]. All but z are float64.",
+        "loc"_a, "log_variance"_a, "noise"_a, "z"_a, "log_ratio"_a, "B"_a, "K"_a, "m"_a, "dtype"_a,
+        "threads"_a);
+  m.def("importance_statistics", &importance_statistics,
+        "Adds K samples to state [B, importance_state], which holds what is needed of `before` earlier ones,\n"
+        "and writes statistics [importance_state, B] of all of them, given log_likelihood [B, K] and log_ratio\n"
+        "[B, K] = log p(z) - log q(z): mean and sample standard deviation of log p(x | z), that of log w,\n"
+        "logsumexp of log w less log K, mean of log w, mean of -log_ratio, (sum w)^2 / sum w^2. All but\n"
+        "log_likelihood are float64. An image's depend on its own samples only.",
+        "log_likelihood"_a, "log_ratio"_a, "state"_a, "statistics"_a, "B"_a, "K"_a, "before"_a, "dtype"_a,
+        "threads"_a);
+  m.attr("importance_state") = lipvae::importance_state;
 
   m.def("vmf_sample", &vmf_sample,
         "Writes out [samples, rows, dim], samples of the von Mises-Fisher distributions of loc [rows, dim]\n"

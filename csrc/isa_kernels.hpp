@@ -26,6 +26,8 @@ void conv_transpose(const ConvTranspose&);
 void lipschitz_linear(const LipschitzLinear&);
 void lipschitz_linear_backward(const LipschitzLinearBackward&);
 void importance_linear(const ImportanceLinear&);
+void normal_samples(const NormalSamples&);
+void importance_statistics(const ImportanceStatistics&);
 void vmf(const Vmf&);
 void vmf_angle(const VmfAngle&);
 

@@ -22,6 +22,8 @@ const KernelTable kernel_table = {
     lipschitz_linear,
     lipschitz_linear_backward,
     importance_linear,
+    normal_samples,
+    importance_statistics,
     vmf,
     vmf_angle,
 };

@@ -192,6 +192,35 @@ struct ImportanceLinear {
   int threads;
 };
 
+// Samples z = loc + exp(log_variance / 2) noise of N(loc, exp(log_variance)), and log p(z) - log q(z) of them,
+// p standard normal. An image's depend on its own row of loc and log_variance, and on the noise, only.
+struct NormalSamples {
+  const double* loc;           // [batch, dim]
+  const double* log_variance;  // [batch, dim]
+  const double* noise;         // [samples, dim], the same for every image
+  void* z;                     // [batch, samples, dim], of dtype
+  double* log_ratio;           // [batch, samples]
+  std::int64_t batch, samples, dim;
+  DType dtype;
+  int threads;
+};
+
+// Numbers an image of the state and of the statistics of importance_statistics.
+constexpr int importance_state = 7;
+
+// Statistics over k of log p(x | z_k) and log w_k = log p(x | z_k) + log_ratio_k: mean of log p, its sample
+// standard deviation and that of log w, logsumexp of log w less log K, mean of log w, mean of -log_ratio, and
+// (sum w)^2 / sum w^2. Those of all samples so far: `state` holds what is needed of the `before` ones.
+struct ImportanceStatistics {
+  const void* log_likelihood;  // [batch, samples]
+  const double* log_ratio;     // [batch, samples]
+  double* state;               // [batch, importance_state]
+  double* statistics;          // [importance_state, batch]
+  std::int64_t batch, samples, before;
+  DType dtype;
+  int threads;
+};
+
 struct ImportanceBackward {
   const void* grad_out;
   const void* parameters;
@@ -247,6 +276,8 @@ struct KernelTable {
   void (*lipschitz_linear)(const LipschitzLinear&);
   void (*lipschitz_linear_backward)(const LipschitzLinearBackward&);
   void (*importance_linear)(const ImportanceLinear&);
+  void (*normal_samples)(const NormalSamples&);
+  void (*importance_statistics)(const ImportanceStatistics&);
   void (*vmf)(const Vmf&);
   void (*vmf_angle)(const VmfAngle&);
 };

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lipvae.kernels import group_sort, importance, importance_linear, l1_ball, vmf
+from lipvae.kernels import (
+    group_sort,
+    importance,
+    importance_linear,
+    importance_statistics,
+    l1_ball,
+    normal_samples,
+    vmf,
+)
 from lipvae.kernels._densities import FAMILIES
 from lipvae.kernels._lipschitz_products import KERNELS, tiles
 from lipvae.kernels._tuning import Machine, Tile
@@ -221,6 +229,32 @@ def _importance_linear(architecture: str) -> Iterator[Variant]:
     )
 
 
+def _normal_samples() -> Iterator[Variant]:
+    sizes = {"samples": "i32", "batch": "i32", "dim": "i32"}
+    inputs = dict.fromkeys(("loc_ptr", "log_variance_ptr", "noise_ptr", "ratio_ptr"), "*fp64")
+    for dim in (10, 500):
+        for dtype in ("fp32", "bf16"):
+            yield _variant(
+                f"normal_samples, {dim} dimensions, {dtype}",
+                normal_samples.draw_normal,
+                {**inputs, "z_ptr": "*" + dtype, **sizes},
+                normal_samples.tile_config(dim),
+            )
+
+
+def _importance_statistics() -> Iterator[Variant]:
+    doubles = dict.fromkeys(("ratio_ptr", "state_ptr", "statistics_ptr"), "*fp64")
+    sizes = {"samples": "i32", "batch": "i32", "before": "i32"}
+    for first in (True, False):
+        constants = {**importance_statistics.tile_config(128), "FIRST": first}
+        yield _variant(
+            f"importance_statistics, {'first' if first else 'later'} samples",
+            importance_statistics.add_samples,
+            {"log_likelihood_ptr": "*fp32", **doubles, **sizes},
+            constants,
+        )
+
+
 def _vmf() -> Iterator[Variant]:
     span = {"start": "i64", "total": "i64", "rows": "i32"}
     seed = {"seed_ptr": "*i64"}
@@ -254,5 +288,7 @@ def variants(target: str) -> tuple[Variant, ...]:
         *_lipschitz_linear(family),
         *_importance(),
         *_importance_linear(family),
+        *_normal_samples(),
+        *_importance_statistics(),
         *_vmf(),
     )

@@ -36,6 +36,19 @@ def check_operand(name: str, value: object, dim: int | None = None) -> Tensor:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float16 or bfloat16, got {value.dtype}")
+    return _placed(name, value, dim)
+
+
+def check_doubles(name: str, value: object, dim: int | None = None) -> Tensor:
+    """Requires a float64 tensor where kernels run; returns it contiguous."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype != torch.float64:
+        raise TypeError(f"{name} must be float64, got {value.dtype}")
+    return _placed(name, value, dim)
+
+
+def _placed(name: str, value: Tensor, dim: int | None) -> Tensor:
     if not value.is_cuda and not INTERPRETED.value:
         raise ValueError(f"{name} must be on a CUDA or ROCm device, got {value.device}")
     if dim is not None and value.dim() != dim:
@@ -56,6 +69,12 @@ def check_companion(
     if value.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, got {value.device}")
     return value.contiguous()
+
+
+def result(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, written: bool) -> Tensor:
+    """What a kernel will have written whole; zeros, which take a launch, only if none runs."""
+    make = like.new_empty if written else like.new_zeros
+    return make(shape, dtype=dtype)
 
 
 def check_radius(radius: float) -> float:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipvae.kernels._common import OPTIONS, check_companion, on_device
+from lipvae.kernels._common import OPTIONS, check_companion, on_device, result
 from lipvae.kernels._densities import check_likelihood, log_density, log_density_slope
 
 # Pixels of one tile of the categorical kernels, which hold all 256 logits of each.
@@ -182,7 +182,7 @@ def importance_forward(parameters: Tensor, target: Tensor, family: str = "bernou
         float32 [K, B].
     """
     parameters, target, k, b, d = check_likelihood(parameters, target, family)
-    out = parameters.new_zeros(k, b, dtype=torch.float32)
+    out = result(parameters, (k, b), torch.float32, written=parameters.numel() > 0)
     if parameters.numel():
         kernels = (log_likelihood, log_likelihood_categorical)
         _launch(kernels, (parameters, target, out), (k, b, d), family)

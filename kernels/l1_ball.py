@@ -16,6 +16,7 @@ from lipvae.kernels._common import (
     check_operand,
     check_radius,
     on_device,
+    result,
 )
 from lipvae.kernels._newton import newton, over, soft_threshold, split_threshold
 
@@ -176,7 +177,7 @@ def _run(
         raise ValueError(f"weight must have fewer than {MAX_COLS} columns, got {cols}")
     if warm is not None:
         warm = check_companion("warm", warm, weight, (rows,), torch.float64)
-    threshold = weight.new_zeros(rows, dtype=torch.float64)
+    threshold = result(weight, (rows,), torch.float64, written=weight.numel() > 0)
     projected = torch.empty_like(weight) if project else weight
     if weight.numel():
         with on_device(weight):

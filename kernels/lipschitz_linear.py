@@ -25,6 +25,7 @@ from lipvae.kernels._common import (
     check_operand,
     check_radius,
     on_device,
+    result,
 )
 from lipvae.kernels._lipschitz_products import KERNELS, tiles
 from lipvae.kernels._tuning import Machine, Tile
@@ -185,8 +186,8 @@ def lipschitz_linear_backward(
         if rows:
             _launch("grad_x", (grad, weight, threshold, grad_x), (rows, inner, cols))
     if needs[1]:
-        grad_projected = x.new_zeros(cols, inner, dtype=torch.float32)
-        sums = x.new_zeros(cols, dtype=torch.float32)
+        grad_projected = result(x, (cols, inner), torch.float32, written=rows > 0)
+        sums = result(x, (cols,), torch.float32, written=rows > 0)
         if rows:
             _launch(
                 "grad_weight",

@@ -4,6 +4,7 @@
 __version__: str
 compiler: str
 threading: str
+importance_state: int
 
 def l1_ball_threshold(
     weight: int,
@@ -170,6 +171,29 @@ def importance_linear_forward(
     width: int,
     images_first: bool,
     family: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def normal_samples(
+    loc: int,
+    log_variance: int,
+    noise: int,
+    z: int,
+    log_ratio: int,
+    B: int,
+    K: int,
+    m: int,
+    dtype: int,
+    threads: int,
+) -> None: ...
+def importance_statistics(
+    log_likelihood: int,
+    log_ratio: int,
+    state: int,
+    statistics: int,
+    B: int,
+    K: int,
+    before: int,
     dtype: int,
     threads: int,
 ) -> None: ...

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from lipvae import _packed_decoder, ops
 from lipvae._packed_model import PackedModel
+from lipvae._walk import first_parameter
 from lipvae._workers import for_each
 from lipvae.models import VAE, HypersphericalVAE
 from lipvae.models.posterior import Streams
 from lipvae.noise import sobol_normal, standard_normal
 from lipvae.refinement import antithetic_noise, refined
 from lipvae.scores import Score
-from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
+from lipvae.statistics import STATISTICS, ImportanceAccumulator, ImportanceStatistics
 
 # Samples decoded at once. The logits of 128 samples of 784 pixels (0.4 MB) stay in the cache, and
 # a matrix product of 128 rows already runs at full speed.
@@ -40,8 +41,6 @@ ENCODED = 512
 
 # Noise that is kept instead of being drawn again for every image, in bytes.
 NOISE_BUDGET = 4 << 20
-
-_STATISTICS = [field.name for field in fields(ImportanceStatistics) if field.name != "num_samples"]
 
 
 class NoiseTiles:
@@ -131,8 +130,11 @@ class ImportancePass:
         self._refine = refine
         self._steps_noise = antithetic_noise(seed, model.latent_dim) if refine else None
         self._head = model.decoder_head()
-        self._dtype = next(model.parameters()).dtype
+        self._dtype = first_parameter(model).dtype
         self._decoder_dtype = decoder_dtype
+        # A subclass may have a prior of its own.
+        prior = getattr(model.log_prior, "__func__", None)
+        self._normal = isinstance(noise, NoiseTiles) and prior is VAE.log_prior
 
     def run(self, x: Tensor, block: int) -> ImportanceStatistics:
         """The statistics of each image.
@@ -144,21 +146,28 @@ class ImportancePass:
         """
         alone = x.device.type == "cpu"
         size = _block_size(len(x)) if alone else block
-        table = x.new_empty(len(_STATISTICS), len(x), dtype=torch.float64)
+        table = x.new_empty(len(STATISTICS), len(x), dtype=torch.float64)
         encoded = self._encode_together(x) if alone else None
         decoder = self._packed.decoder() if alone and self._decoder_dtype is None else None
+        # Nothing is left to torch but to convert numbers: no row reaches another, no sum is split.
+        ours = encoded is not None and decoder is not None and self._normal and not self._refine
 
         def work(i: int) -> None:
             columns = slice(i * size, (i + 1) * size)
             with torch.inference_mode():
                 posterior = None if encoded is None else encoded[columns]
-                width = GROUP if alone else size
+                width = 1 if ours else GROUP if alone else size
                 statistics = self._block(x[columns], width, alone, posterior, decoder)
-                rows = torch.stack([getattr(statistics, name) for name in _STATISTICS])
-                table[:, columns] = rows[:, : min(size, len(x) - columns.start)]
+                for name, row in zip(STATISTICS, table, strict=True):
+                    found = getattr(statistics, name)
+                    row[columns] = found[: min(size, len(x) - columns.start)]
 
-        _each(-(-len(x) // size), work, alone)
-        rows = dict(zip(_STATISTICS, table, strict=True))
+        blocks = -(-len(x) // size)
+        if ours and blocks == 1:  # whose kernels share the threads; a pool would only take time
+            work(0)
+        else:
+            _each(blocks, work, alone)
+        rows = dict(zip(STATISTICS, table, strict=True))
         return ImportanceStatistics(**rows, num_samples=self._noise.num_samples)
 
     def encode(self, x: Tensor, block: int) -> Any:
@@ -185,7 +194,7 @@ class ImportancePass:
             return None
         with torch.no_grad():
             found = [encoder.posterior(part) for part in x.flatten(1).split(ENCODED)]
-        return found[0] if len(found) == 1 else _concatenated(found)
+        return _concatenated(found)
 
     def _posteriors(
         self, parts: list[Tensor], encoded: Any, decoder: _packed_decoder.Packed | None
@@ -213,28 +222,32 @@ class ImportancePass:
         encoded: Any = None,
         decoder: _packed_decoder.Packed | None = None,
     ) -> ImportanceStatistics:
-        """The statistics of `size` images, of which the last one repeats where `x` has fewer."""
+        """The statistics of at least `size` images: the last one repeats where `x` has fewer."""
         parts = _parts(x, size, alone)
         # In double from here on: rounding of z would enter the densities, not the samples.
         posterior = _joined(self._posteriors(parts, encoded, decoder), size)
         targets = [part.flatten(1) for part in parts]
-        together = torch.cat(targets)
+        together = _cat(targets)
         accumulator = ImportanceAccumulator()
         for noise in self._noise.on(x.device):
-            z = posterior.rsample(noise)
-            low = z.to(self._dtype)
+            z, log_ratio = self._samples(posterior, noise)
             if decoder is not None:
-                found = [decoder.log_likelihood(low[:, : len(x)], together)]
+                found = [decoder.log_likelihood(z[:, : len(x)], together)]
             else:
-                columns = low.split(1, 1) if alone else [low]
+                columns = z.split(1, 1) if alone else [z]
                 pairs = zip(columns, targets, strict=False)
                 found = [self._log_likelihood(z_i, target) for z_i, target in pairs]
-            accumulator.update(
-                _padded(torch.cat(found, 1), size, 1),
-                self._model.log_prior(z),
-                posterior.log_prob(z),
-            )
+            accumulator.update(_padded(_cat(found, 1), size, 1), log_ratio)
         return accumulator.statistics()
+
+    def _samples(self, posterior: Any, noise: Any) -> tuple[Tensor, Tensor]:
+        """z_k [K', B, m] and log p(z_k) - log q(z_k | x), float64 [K', B]."""
+        if self._normal:
+            return ops.normal_samples(
+                posterior.loc, posterior.log_variance, noise.squeeze(1), self._dtype
+            )
+        z = posterior.rsample(noise)
+        return z.to(self._dtype), self._model.log_prior(z) - posterior.log_prob(z)
 
     def _log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
         """log p(x | z_k), [K', B]."""
@@ -302,8 +315,15 @@ def score_of_draws(score: Score, draws: Sequence[ImportanceStatistics]) -> Tenso
     return by_columns(score.statistic, torch.stack([getattr(draw, score.of) for draw in draws]))
 
 
+def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """torch.cat, which copies a single tensor too."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+
+
 def _concatenated(posteriors: list[Any]) -> Any:
     """The posteriors of all rows in one."""
+    if len(posteriors) == 1:
+        return posteriors[0]
     names = [field.name for field in fields(posteriors[0])]
     found = {name: torch.cat([getattr(p, name) for p in posteriors]) for name in names}
     return replace(posteriors[0], **found)

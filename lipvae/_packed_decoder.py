@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lipvae import _packed_layers as layers
 from lipvae import ops
 from lipvae._backend import choose
+from lipvae._walk import first_parameter
 from lipvae.models import VAE
 from lipvae.ops.conv_transpose import PackedConvTranspose2d, fits
 from lipvae.ops.importance_linear import PackedHead
@@ -29,22 +30,24 @@ class _InParts:
         """log p(x | z_k).
 
         Args:
-            z: [K, B, m].
+            z: [K, B, m], best with the samples of an image one after the other in memory.
             target: [B, D].
 
         Returns:
             [K, B].
         """
         k, b = z.shape[:2]
-        found = z.new_empty(b, k)
+        # Samples of an image follow one another: ReLU switches much of the same off in all.
+        by_image = z.transpose(0, 1)
         images = max(1, self.SAMPLES // k)
+        if b <= images and k <= self.SAMPLES:
+            return self._of_part(by_image, target).t()
+        found = z.new_empty(b, k)
         for i in range(0, b, images):
             few = slice(i, i + images)
-            # Samples of an image follow one another: ReLU switches much of the same off in all.
             for start in range(0, k, self.SAMPLES):
                 samples = slice(start, start + self.SAMPLES)
-                part = z[samples, few].transpose(0, 1)
-                found[few, samples] = self._of_part(part, target[few])
+                found[few, samples] = self._of_part(by_image[few, samples], target[few])
         return found.t()
 
     def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ def pack(model: VAE) -> type[Packed] | None:
         return None
     found = list(model.decoder)
     if (
-        choose("importance", next(model.parameters())) != "cpp"
+        choose("importance", first_parameter(model)) != "cpp"
         or not found
         or any(map(layers.hooked, [model.decoder, *found]))
         or type(found[-1]) is nn.ReLU

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lipvae import _packed_layers as layers
 from lipvae._backend import choose
+from lipvae._walk import first_parameter
 from lipvae.models import VAE
 from lipvae.models.posterior import NormalPosterior
 
@@ -41,7 +42,7 @@ def can_pack(model: VAE) -> bool:
     found = list(model.trunk)
     heads = [model.loc, model.log_variance]
     return (
-        choose("importance", next(model.parameters())) == "cpp"
+        choose("importance", first_parameter(model)) == "cpp"
         and bool(found)
         and type(found[0]) is nn.Flatten
         and not layers.hooked(model.trunk)

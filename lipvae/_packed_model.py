@@ -9,6 +9,8 @@ from torch import Tensor
 from lipvae import _packed_decoder, _packed_encoder
 from lipvae._backend import requested
 from lipvae._packed_encoder import PackedEncoder
+from lipvae._packed_layers import hooked
+from lipvae._walk import modules
 from lipvae.models import VAE
 from lipvae.nn.freezing import FrozenLayers
 from lipvae.nn.layers import LipschitzLayer
@@ -45,25 +47,27 @@ class PackedModel:
 
     def encoder(self) -> PackedEncoder | None:
         """None where torch has to encode."""
-        if not _packed_encoder.can_pack(self._model):
-            return None
-        if self._encoder is None:
+        if self._encoder is None and _packed_encoder.can_pack(self._model):
             self._encoder = PackedEncoder(self._model)
         return self._encoder
 
     def decoder(self) -> _packed_decoder.Packed | None:
         """None where torch has to decode."""
-        kind = _packed_decoder.pack(self._model)
-        if kind is not None and type(self._decoder) is not kind:
+        if self._decoder is None and (kind := _packed_decoder.pack(self._model)) is not None:
             self._decoder = kind(self._model)
-        return self._decoder if kind is not None else None
+        return self._decoder
+
+
+# What a subclass may do in its own way.
+_METHODS = ("_encode", "decode", "decode_hidden", "log_prior")
 
 
 def _state(model: VAE) -> list[object] | None:
-    """What the packed weights follow from; None where a change could not be seen."""
+    """What the packed weights and the backends follow from; None if that can't be seen."""
     found: list[object] = [requested(), model.likelihood.name]
-    for module in model.modules():
-        found.append(module)
+    found += [getattr(getattr(model, name), "__func__", None) for name in _METHODS]
+    for module in modules(model):
+        found += [module, hooked(module)]
         if isinstance(module, LipschitzLayer):
             found += [module.lipschitz, module.group_size]
         for parameter in module._parameters.values():

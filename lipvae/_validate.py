@@ -98,10 +98,11 @@ def check_finite(name: str, value: Tensor) -> None:
 
 def check_unit_interval(name: str, value: Tensor) -> None:
     """Requires pixels in [0, 1]."""
-    check_finite(name, value)
     if value.numel() == 0:
         return
-    low, high = (float(v) for v in torch.aminmax(value.detach()))
-    if low < 0 or high > 1:
+    # One wait for a GPU. A NaN makes both of them NaN.
+    low, high = torch.stack(torch.aminmax(value.detach())).tolist()
+    if not (low >= 0 and high <= 1):
+        check_finite(name, value)
         hint = "; divide 8-bit pixels by 255" if high > 1 and low >= 0 and high <= 255 else ""
         raise ValueError(f"{name} must lie in [0, 1], got [{low:g}, {high:g}]{hint}")

@@ -223,7 +223,7 @@ def importance_statistics(
         check_tensor(name, value, dim=2)
         check_shape(name, value, tuple(log_likelihood.shape))
     accumulator = ImportanceAccumulator()
-    accumulator.update(log_likelihood, log_prior, log_posterior)
+    accumulator.update(log_likelihood, log_prior.double() - log_posterior.double())
     return accumulator.statistics()
 
 

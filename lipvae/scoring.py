@@ -14,6 +14,7 @@ from lipvae._decoder_dtype import check_decoder_dtype
 from lipvae._importance_pass import ImportancePass, Noise, noise_of, score_of_draws
 from lipvae._packed_model import PackedModel
 from lipvae._validate import check_count, check_unit_interval, describe
+from lipvae._walk import first_parameter, modules
 from lipvae.batches import Images, as_input, checked, generator
 from lipvae.calibration import Calibration, fingerprint
 from lipvae.models import VAE, BayesianVAE, Ensemble
@@ -336,7 +337,7 @@ class Scorer:
         if len(images) > check_count("max_images", max_images):
             order = torch.randperm(len(images), generator=generator(self.seed, 7))
             images = images[order[:max_images].to(images.device)]
-        like = next(model.parameters())
+        like = first_parameter(model)
         x = self._check(as_input(images.to(like.device), like))
         with self._evaluating(model):
             work = self._pass(model)
@@ -383,7 +384,7 @@ class Scorer:
     @contextlib.contextmanager
     def _evaluating(self, model: VAE | Ensemble) -> Iterator[None]:
         """Evaluation mode and projected weights inside the block; every module's mode after it."""
-        training = [module for module in model.modules() if module.training]
+        training = [module for module in modules(model) if module.training]
         try:
             for module in training:
                 module.training = False
@@ -439,7 +440,7 @@ class Scorer:
         """
         for batch in batches:
             if isinstance(batch, Tensor):
-                batch = batch.to(next(self.model.parameters()).device)
+                batch = batch.to(first_parameter(self.model).device)
             yield {name: score.cpu() for name, score in self(batch).items()}
 
     def _check(self, x: object) -> Tensor:
@@ -453,7 +454,7 @@ class Scorer:
             raise ValueError(f"x must have shape [B, {str(shape)[1:-1]}], got {describe(x)}")
         if not len(x):
             raise ValueError("x must hold at least one image, got an empty batch")
-        parameter = next(self.model.parameters())
+        parameter = first_parameter(self.model)
         if x.device != parameter.device:
             raise ValueError(f"x must be on the model's device {parameter.device}, got {x.device}")
         check_unit_interval("x", x)

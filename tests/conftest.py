@@ -16,6 +16,8 @@ TOLERANCE_ULPS = {
     "lipschitz_linear": 16,
     "importance": 16,
     "importance_linear": 32,
+    "normal_samples": 16,
+    "importance_statistics": 64,
     "vmf": 16,
 }
 

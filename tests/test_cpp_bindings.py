@@ -203,6 +203,29 @@ def vmf(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | None]]
     return (out, t), [None, None]
 
 
+def normal_samples(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | None]]:
+    b, k, m = 61, 130, 37
+    loc, log_variance = (random(b, m, dtype=torch.float64, scale=s) for s in (3.0, 2.0))
+    noise = random(k, m, dtype=torch.float64)
+    z, ratio = torch.empty(b, k, m, dtype=dtype), torch.empty(b, k, dtype=torch.float64)
+    at = [tensor.data_ptr() for tensor in (loc, log_variance, noise, z, ratio)]
+    _C.normal_samples(*at, b, k, m, code(dtype), threads)
+    truth, truth_ratio = reference.normal_samples(loc, log_variance, noise)
+    return (z, ratio), [truth.transpose(0, 1), truth_ratio.t()]
+
+
+def importance_statistics(dtype: torch.dtype, threads: int) -> tuple[Outputs, list[Tensor | None]]:
+    b, k = 211, 130
+    ll = random(b, k, dtype=dtype, scale=3.0)
+    ratio = random(b, k, dtype=torch.float64, scale=2.0)
+    state = torch.empty(b, _C.importance_state, dtype=torch.float64)
+    found = torch.empty(_C.importance_state, b, dtype=torch.float64)
+    at = [tensor.data_ptr() for tensor in (ll, ratio, state, found)]
+    _C.importance_statistics(*at, b, k, 0, code(dtype), threads)
+    truth = reference.importance_statistics(ll.t(), ratio.t(), torch.zeros(k, b))
+    return (found, state), [torch.stack(list(truth.values())), None]
+
+
 OPS: list[tuple[str, str, Callable[..., Any], tuple[Any, ...]]] = [
     ("l1_ball", "l1_ball", l1_ball, ()),
     *(
@@ -221,6 +244,8 @@ OPS: list[tuple[str, str, Callable[..., Any], tuple[Any, ...]]] = [
         (f"importance_linear {family}", "importance_linear", importance_linear, (family,))
         for family in FAMILIES
     ),
+    ("normal_samples", "normal_samples", normal_samples, ()),
+    ("importance_statistics", "importance_statistics", importance_statistics, ()),
     ("vmf", "vmf", vmf, ()),
 ]
 EVERY_OP = pytest.mark.parametrize(
@@ -321,6 +346,14 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
         "hidden panels target total",
         {"K": 2, "B": 3, "family": 0, "images_first": False, **PANELS},
     ),
+    "normal_samples": (
+        "loc log_variance noise z log_ratio",
+        {"B": 2, "K": 3, "m": 4, "dtype": 1},
+    ),
+    "importance_statistics": (
+        "log_likelihood log_ratio state statistics",
+        {"B": 2, "K": 3, "before": 0, "dtype": 1},
+    ),
     "vmf_sample": (
         "loc concentration out t",
         {**DRAWS, "seed": 0, "start": 0, "shared": False, "dtype": 1},
@@ -341,12 +374,13 @@ NULLABLE = {
     ("lipschitz_linear_backward", "grad_x"),
     ("lipschitz_linear_backward", "grad_weight"),
 }
-COUNTS = ("rows", "cols", "outer", "n", "inner", "K", "B", "D", "H", "planes", "samples")
+COUNTS = ("rows", "cols", "outer", "n", "inner", "K", "B", "D", "H", "planes", "samples", "m")
 REFUSED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(COUNTS, (-1, 2**62)),
     "n": (-1, 3, 2**62),
     "dim": (-1, 1),
     "nodes": (-1, 0),
+    "before": (-1,),
     "threads": (0, -3),
     "dtype": (-1, 2),
     "family": (-1, 5),
@@ -397,6 +431,8 @@ def test_addresses_of_nothing_may_be_null() -> None:
     _C.l1_ball_forward(0, 0, 4, 1.0, 0, 0, 0, 0, 1)
     _C.group_sort_forward(0, 0, 0, 0, 4, 1, 2, 0, 1)
     _C.importance_forward(0, 0, 0, 0, 3, 4, 0, 0, 1)
+    _C.normal_samples(0, 0, 0, 0, 0, 0, 3, 0, 0, 1)
+    _C.importance_statistics(0, 0, 0, 0, 0, 4, 0, 0, 1)
     _C.vmf_sample(0, 0, 0, 0, 0, 3, 4, 0, 0, False, 0, 1)
 
 

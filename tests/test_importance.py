@@ -13,7 +13,7 @@ from scipy import integrate, special, stats
 import lipvae
 from lipvae import ops, reference
 from lipvae.functional import importance_log_likelihood, importance_statistics
-from lipvae.statistics import ImportanceAccumulator
+from lipvae.statistics import STATISTICS, ImportanceAccumulator
 
 BACKENDS = ["reference", "cpp"]
 FAMILIES = list(reference.FAMILIES)
@@ -258,9 +258,12 @@ def test_importance_linear_knows_no_neighbours(d: int) -> None:
         assert torch.equal(alone, whole[:, image])
 
 
-def test_statistics_are_their_definitions() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics_are_their_definitions(backend: str, dtype: torch.dtype) -> None:
     """Equation (6), written with numpy and scipy."""
     ll, prior, posterior = (torch.randn(6, 4, dtype=torch.float64) * 5 for _ in range(3))
+    ll = ll.to(dtype).double()
     log_weight = (ll + prior - posterior).numpy()
     weight = np.exp(log_weight)
     expected = {
@@ -275,8 +278,10 @@ def test_statistics_are_their_definitions() -> None:
     reference_values = reference.importance_statistics(ll, prior, posterior)
     for chunk in (1, 2, 4, 6):
         accumulator = ImportanceAccumulator()
-        for parts in zip(*(t.split(chunk) for t in (ll, prior, posterior)), strict=True):
-            accumulator.update(*parts)
+        with lipvae.backend(backend):
+            for start in range(0, 6, chunk):
+                some = slice(start, start + chunk)
+                accumulator.update(ll[some].to(dtype), (prior - posterior)[some])
         streamed = accumulator.statistics()
         assert streamed.num_samples == 6
         for name, value in expected.items():
@@ -284,12 +289,14 @@ def test_statistics_are_their_definitions() -> None:
             np.testing.assert_allclose(reference_values[name], value, rtol=1e-10, err_msg=name)
 
 
-def test_statistics_survive_raw_log_likelihoods_of_any_size() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics_survive_raw_log_likelihoods_of_any_size(backend: str) -> None:
     ll = torch.tensor([[-1e30, -1e5, -math.inf], [-1e30, -1e5 - 3, -2.0]], dtype=torch.float64)
     zero = torch.zeros_like(ll)
     accumulator = ImportanceAccumulator()
-    for parts in zip(ll.split(1), zero.split(1), zero.split(1), strict=True):
-        accumulator.update(*parts)
+    with lipvae.backend(backend):
+        for parts in zip(ll.split(1), zero.split(1), strict=True):
+            accumulator.update(*parts)
     found = accumulator.statistics()
     assert found.is_log_likelihood.tolist() == pytest.approx(
         [-1e30, -1e5 + math.log1p(math.exp(-3)) - math.log(2), -2 - math.log(2)]
@@ -299,12 +306,53 @@ def test_statistics_survive_raw_log_likelihoods_of_any_size() -> None:
     )
 
 
-def test_one_sample_has_no_spread_and_none_is_an_error() -> None:
+def test_statistics_have_a_gradient() -> None:
+    ll, ratio = torch.randn(2, 5, 3, dtype=torch.float64).requires_grad_()
+
+    def statistics(ll: torch.Tensor, ratio: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        accumulator = ImportanceAccumulator()
+        accumulator.update(ll[:2], ratio[:2])
+        accumulator.update(ll[2:], ratio[2:])
+        found = accumulator.statistics()
+        return found.hole_indicator, found.stds_of_lls, found.is_log_likelihood, found.ess
+
+    assert torch.autograd.gradcheck(statistics, (ll, ratio))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics_asked_for_early_do_not_change(backend: str) -> None:
+    ll, ratio = torch.randn(2, 6, 3)
+    accumulator = ImportanceAccumulator()
+    with lipvae.backend(backend):
+        accumulator.update(ll[:2], ratio[:2])
+        early = accumulator.statistics()
+        before = early.elbo.clone()
+        accumulator.update(ll[2:], ratio[2:])
+    assert torch.equal(early.elbo, before)
+    assert early.num_samples == 2
+
+
+def test_statistics_of_an_input_do_not_depend_on_its_neighbours() -> None:
+    ll, ratio = torch.randn(2, 9, 5)
+    with lipvae.backend("cpp"):
+        whole = ImportanceAccumulator()
+        whole.update(ll, ratio)
+        for i in range(5):
+            alone = ImportanceAccumulator()
+            alone.update(ll[:, i : i + 1], ratio[:, i : i + 1])
+            for name in STATISTICS:
+                column = getattr(whole.statistics(), name)[i : i + 1]
+                assert torch.equal(getattr(alone.statistics(), name), column), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_sample_has_no_spread_and_none_is_an_error(backend: str) -> None:
     accumulator = ImportanceAccumulator()
     with pytest.raises(ValueError, match="no samples were added"):
         accumulator.statistics()
     one = torch.zeros(1, 2)
-    accumulator.update(one, one, one)
+    with lipvae.backend(backend):
+        accumulator.update(one, one)
     assert accumulator.statistics().hole_indicator.isnan().all()
 
 

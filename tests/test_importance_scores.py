@@ -18,7 +18,7 @@ def statistics(spread: float, level: float = -100.0) -> ImportanceStatistics:
     """Of one input whose log-likelihoods lie `spread` apart around `level`."""
     ll = level + spread * torch.linspace(-1, 1, 9, dtype=torch.float64).unsqueeze(1)
     accumulator = ImportanceAccumulator()
-    accumulator.update(ll, torch.full_like(ll, -3.0), torch.full_like(ll, 2.0))
+    accumulator.update(ll, torch.full_like(ll, -5.0))
     return accumulator.statistics()
 
 

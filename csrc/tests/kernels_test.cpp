@@ -12,6 +12,7 @@ int main() {
     testing::test_linear(*kernels);
     testing::test_conv_transpose(*kernels);
     testing::test_lipschitz_linear(*kernels);
+    testing::test_importance_statistics(*kernels);
     testing::test_vmf(*kernels);
     std::printf("%s: %d failures\n", kernels->isa, testing::failures);
   }

@@ -84,6 +84,7 @@ void test_importance(const KernelTable&);
 void test_linear(const KernelTable&);
 void test_conv_transpose(const KernelTable&);
 void test_lipschitz_linear(const KernelTable&);
+void test_importance_statistics(const KernelTable&);
 void test_vmf(const KernelTable&);
 
 }  // namespace lipvae::testing

@@ -9,6 +9,7 @@ from lipvae.ops.importance import importance
 from lipvae.ops.importance_linear import importance_linear
 from lipvae.ops.l1_ball import l1_ball
 from lipvae.ops.lipschitz_linear import lipschitz_linear
+from lipvae.ops.normal_samples import normal_samples
 from lipvae.ops.vmf import draw_seed, vmf
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "importance_linear",
     "l1_ball",
     "lipschitz_linear",
+    "normal_samples",
     "vmf",
 ]

@@ -19,6 +19,7 @@ from lipvae.reference.importance import (
 )
 from lipvae.reference.l1_ball import l1_ball_threshold, project_l1_ball, project_l1_ball_backward
 from lipvae.reference.lipschitz_linear import lipschitz_linear
+from lipvae.reference.normal_samples import normal_samples
 from lipvae.reference.vmf import (
     angle_derivative,
     quadrature,
@@ -39,6 +40,7 @@ __all__ = [
     "importance_statistics",
     "l1_ball_threshold",
     "lipschitz_linear",
+    "normal_samples",
     "project_l1_ball",
     "project_l1_ball_backward",
     "quadrature",

@@ -169,6 +169,33 @@ def test_bits_depend_on_the_row_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (130, 9, 10), (33, 64, 500)])
+def test_normal_samples(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    from lipvae.kernels.normal_samples import normal_samples
+
+    k, b, m = shape
+    loc, log_variance, noise = randn(b, m).double(), randn(b, m).double(), randn(k, m).double()
+    z, ratio = normal_samples(loc, log_variance, noise, dtype)
+    truth, truth_ratio = reference.normal_samples(loc, log_variance, noise)
+    assert_as_accurate("normal_samples", z, truth)
+    assert_as_accurate("normal_samples", ratio, truth_ratio)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chunk", [1, 100, 300])
+def test_importance_statistics(chunk: int, dtype: torch.dtype) -> None:
+    from lipvae.statistics import ImportanceAccumulator
+
+    ll, ratio = 5 * randn(300, 21, dtype=dtype), 2 * randn(300, 21).double() + 3
+    accumulator = ImportanceAccumulator()
+    for part in zip(ll.split(chunk), ratio.split(chunk), strict=True):
+        accumulator.update(*part)
+    found = accumulator.statistics()
+    for name, truth in reference.importance_statistics(ll, ratio, torch.zeros_like(ratio)).items():
+        assert_as_accurate("importance_statistics", getattr(found, name), truth)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dim", [2, 3, 10, 200, 1000])
 def test_vmf(dim: int, dtype: torch.dtype) -> None:
     from lipvae.kernels.vmf import vmf_angle, vmf_forward

@@ -1,0 +1,31 @@
+"""Modules and parameters of a model, without the names and sets that torch makes of them.
+
+A scorer looks at both in every call, and for one image torch's iterators take as long as a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+
+def modules(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and those in it, at any depth; one that is in two places comes twice."""
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from modules(child)
+
+
+def first_parameter(module: nn.Module) -> nn.Parameter:
+    """Any parameter, which tells the device and the dtype.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for part in modules(module):
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                return parameter
+    raise ValueError(f"{type(module).__name__} has no parameters")

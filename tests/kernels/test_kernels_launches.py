@@ -1,0 +1,89 @@
+"""How many kernels a layer and a scoring pass launch on a GPU, counted without one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+import lipvae
+from lipvae._importance_pass import ImportancePass, NoiseTiles
+from lipvae._packed_model import PackedModel
+
+
+class Launches(TorchDispatchMode):
+    """Counts torch's ops that would launch a kernel, and those of Triton."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+        run = triton.runtime.interpreter.InterpretedFunction.__getitem__
+
+        def counted(function: Any, grid: Any) -> Any:
+            launch = run(function, grid)
+
+            def call(*args: Any, **keywords: Any) -> None:
+                self.names[function.fn.__name__] += 1
+                with _disable_current_modes():  # the interpreter's own copies
+                    launch(*args, **keywords)
+
+            return call
+
+        monkeypatch.setattr(triton.runtime.interpreter.InterpretedFunction, "__getitem__", counted)
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = [r.alias_info for r in op._schema.returns if r.alias_info is not None]
+        allocates = "empty" in op.__name__
+        if not allocates and all(alias.is_write for alias in views):
+            self.names[op.overloadpacket.__name__] += 1
+        return op(*args, **(kwargs or {}))
+
+
+def test_a_layer_takes_two_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = lipvae.nn.LipschitzLinear(24, 16, group_size=2)
+    x = torch.rand(5, 24)
+    with torch.no_grad(), lipvae.backend("triton"):
+        layer(x)  # Newton's method starts warm from here on
+        with Launches(monkeypatch) as launches:
+            layer(x)
+    assert launches.names.total() == 2, launches.names
+
+
+def test_a_layer_and_its_gradient_take_six(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thresholds, product; the sort, both products and the projection on the way back."""
+    layer = lipvae.nn.LipschitzLinear(24, 16, group_size=2)
+    x = torch.rand(5, 24).requires_grad_()
+    assert layer.bias is not None
+    inputs = [x, layer.weight, layer.bias]
+    with lipvae.backend("triton"):
+        layer(x)
+    with lipvae.backend("triton"), Launches(monkeypatch) as launches:
+        y = layer(x)
+        torch.autograd.grad(y, inputs, y)
+    assert launches.names.total() == 6, launches.names
+
+
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_a_scoring_pass_adds_four_launches_a_tile_to_the_decoder(
+    tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an accelerator runs it: samples, the head in two, and the statistics."""
+    model = lipvae.LipschitzVAE((1, 8, 8), 3, "fc", (16, 16)).eval()
+    x = torch.rand(4, 1, 8, 8)
+    noise = NoiseTiles(128 * tiles, 0, 3)
+    with torch.no_grad(), lipvae.backend("triton"):
+        work = ImportancePass(model, noise, PackedModel(model))
+        list(noise.on(x.device))  # drawn once for all calls
+        with Launches(monkeypatch) as launches:
+            posterior = model._encode(x)
+        encoder = launches.names.total()
+        with Launches(monkeypatch) as launches:
+            work._block(x, 4, False)
+    assert posterior.loc.shape == (4, 3)
+    decoder = tiles * 4  # two linear layers with ReLU
+    fixed = launches.names.total() - encoder - decoder - 4 * tiles
+    assert fixed <= 3, launches.names
