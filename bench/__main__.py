@@ -19,8 +19,8 @@ from bench.results import Row, factor, megabytes, seconds
 from bench.settings import Settings
 
 OPS = (
-    "l1_ball", "group_sort", "lipschitz_linear", "importance", "importance_linear", "vmf",
-    "training", "scoring", "scores",
+    "l1_ball", "group_sort", "lipschitz_linear", "importance", "importance_linear",
+    "normal_samples", "importance_statistics", "vmf", "training", "scoring", "scores",
 )  # fmt: skip
 OUT = Path("out")
 FILES_HELP = f"runs' rows (default: {OUT}/bench-*.json)"

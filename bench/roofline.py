@@ -123,8 +123,21 @@ def importance_linear(k: int, b: int, d: int, h: int, classes: int, kind: str) -
     shape = f"K {k}, B {b}, D {d}, H {h}, {kind.split()[0]}"
     moved = size * (k * b * h + classes * d * h + b * d) + 4 * k * b
     return [
-        Kernel(f"importance_linear, {family}", shape, moved, 2 * k * b * h * d * classes, 1, kind)
+        Kernel(f"importance_linear, {family}", shape, moved, 2 * k * b * h * d * classes, 2, kind)
     ]
+
+
+def normal_samples(k: int, b: int, m: int) -> list[Kernel]:
+    """One read of the noise and of the posteriors, one write of the samples."""
+    shape, n = f"K {k}, B {b}, m {m} float32", k * b * m
+    moved = 4 * n + 8 * (k * m + 2 * b * m + k * b)
+    return [Kernel("normal_samples", shape, moved, 6 * n, 1)]
+
+
+def importance_statistics(k: int, b: int) -> list[Kernel]:
+    """One read of log-likelihoods and ratios. An exponential is some 14 operations."""
+    shape, n = f"K {k}, B {b} float32", k * b
+    return [Kernel("importance_statistics", shape, 12 * n + 112 * b, 26 * n, 1)]
 
 
 KERNELS: Sequence[Kernel] = [
@@ -140,6 +153,8 @@ KERNELS: Sequence[Kernel] = [
     *importance_linear(128, 128, 3072, 512, 1, "float32 GEMM"),
     *importance_linear(128, 128, 3072, 512, 1, "bfloat16 GEMM"),
     *importance_linear(128, 128, 3072, 512, 256, "bfloat16 GEMM"),
+    *normal_samples(128, 128, 10),
+    *importance_statistics(128, 128),
 ]
 
 

@@ -11,8 +11,10 @@ from bench import bench_importance, bench_l1_ball, bench_lipschitz_linear, bench
 from bench.harness import Skip
 from bench.peers import group_sort as group_sort_peers
 from bench.peers import importance as importance_peers
+from bench.peers import importance_statistics as statistics_peers
 from bench.peers import l1_ball as l1_ball_peers
 from bench.peers import lipschitz_linear as layer_peers
+from bench.peers import normal_samples as normal_samples_peers
 from bench.peers import pipeline
 from bench.peers import vmf as vmf_peers
 from bench.settings import Settings
@@ -91,6 +93,20 @@ def test_importance_peers_agree(family):
     if family == "bernoulli":
         got = importance_peers.bernoulli_formula(parameters, target)
         torch.testing.assert_close(got.double(), truth, rtol=1e-6, atol=1e-5)
+
+
+def test_samples_and_statistics_peers_agree():
+    loc, log_variance, noise = torch.randn(3, 4), torch.randn(3, 4), torch.randn(5, 4)
+    arguments = (loc.double(), log_variance.double(), noise.double())
+    z, ratio = normal_samples_peers.eager(*arguments, torch.float64)
+    truth, truth_ratio = reference.normal_samples(*arguments)
+    torch.testing.assert_close(z, truth)
+    torch.testing.assert_close(ratio, truth_ratio)
+    ll = torch.randn(5, 3, dtype=torch.float64)
+    found = statistics_peers.eager(ll, ratio)
+    truths = reference.importance_statistics(ll, ratio, torch.zeros_like(ratio))
+    for got, want in zip(found, truths.values(), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_layer_peers_agree():
