@@ -258,19 +258,20 @@ def _importance_statistics() -> Iterator[Variant]:
 def _vmf() -> Iterator[Variant]:
     span = {"start": "i64", "total": "i64", "rows": "i32"}
     seed = {"seed_ptr": "*i64"}
-    for dtype in ("fp32", "bf16"):
+    for dtype in ("fp32", "bf16", "fp64"):
         p = "*" + dtype
+        wide = {"WIDE": dtype == "fp64"}
         by_sample = {"SHARED": False, "BLOCK": vmf.BLOCK, "num_warps": 4}
         for dim in (2, 3):
             types = {"loc_ptr": p, "concentration_ptr": p, **seed, "x_ptr": p, "t_ptr": "*fp64"}
-            constants: dict[str, Any] = {**by_sample, "DIM": dim}
+            constants: dict[str, Any] = {**by_sample, **wide, "DIM": dim}
             name = f"vmf, {dim} dimensions, {dtype}"
             yield _variant(name, vmf.sample_small, {**types, **span}, constants)
         types = {"concentration_ptr": p, **seed, "t_ptr": "*fp64", **span, "dim": "i32"}
         yield _variant(f"vmf, t by rejection, {dtype}", vmf.draw_t, types, by_sample)
         for dim in (10, 50, 200, 1000, 4096, vmf.MAX_DIM):
             types = {"loc_ptr": p, **seed, "t_ptr": "*fp64", "x_ptr": p, **span, "dim": "i32"}
-            constants = {**vmf.tangent_config(dim), "SHARED": False}
+            constants = {**vmf.tangent_config(dim), **wide, "SHARED": False}
             yield _variant(f"vmf, {dim} dimensions, {dtype}", vmf.place_rows, types, constants)
     pointers = ("t_ptr", "concentration_ptr", "complement_ptr", "node_ptr", "weight_ptr", "out_ptr")
     types = {**dict.fromkeys(pointers, "*fp64"), "total": "i64", "rows": "i32", "dim": "i32"}

@@ -36,15 +36,15 @@ def split_threshold(tau):
 
 
 @triton.jit
-def _excess(magnitude, hi, low, WIDE: tl.constexpr):
-    """|w| - tau where positive, without the term `low` if `WIDE`, and membership of A."""
+def _excess(magnitude, peak, hi, low, WIDE: tl.constexpr):
+    """|w| - tau where positive, or max|w| - |w| there if `WIDE`, and membership of A."""
     excess = (magnitude - hi) - low.to(tl.float32)
     active = excess > 0
     if WIDE:
         # Widening only what is active keeps the conversion inside the loop: hoisted out of it, it
         # would hold two more registers an element.
-        kept = tl.where(active, magnitude, hi)
-        excess = kept.to(tl.float64) - hi.to(tl.float64)
+        kept = tl.where(active, magnitude, peak.to(tl.float32))
+        excess = peak - kept.to(tl.float64)
     else:
         excess = tl.maximum(excess, 0.0)
     return excess, active.to(tl.float32)
@@ -70,14 +70,14 @@ def _active(
         for start in range(0, cols, CHUNK):
             column = start + tl.arange(0, CHUNK)
             w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
-            chunk, members = _excess(tl.abs(w), hi, low, WIDE)
+            chunk, members = _excess(tl.abs(w), peak, hi, low, WIDE)
             excess += chunk
             active += members
     else:
-        excess, active = _excess(magnitude, hi, low, WIDE)
+        excess, active = _excess(magnitude, peak, hi, low, WIDE)
     if WIDE:
         count = tl.sum(active, 0).to(tl.float64)
-        total = tl.sum(excess, 0) - count * low
+        total = tl.sum(excess, 0)
     else:
         # One reduction of pairs: half the barriers of two.
         narrow_total, narrow_count = tl.split(tl.sum(tl.join(excess, active), 0))
@@ -97,9 +97,12 @@ def over(x, count):
 
 
 @triton.jit
-def _step(delta, total, count, radius, floor, peak):
+def _step(delta, total, count, radius, floor, peak, WIDE: tl.constexpr):
     """Newton's step, kept between r / |A| at least and tau = 0, where the padding is inactive."""
-    delta -= over(total - radius, tl.maximum(count, 1.0))
+    if WIDE:  # of the active set alone, so that no bit depends on where the iteration began
+        delta = over(total + radius, tl.maximum(count, 1.0))
+    else:
+        delta -= over(total - radius, tl.maximum(count, 1.0))
     return tl.minimum(tl.maximum(delta, floor), peak)
 
 
@@ -119,12 +122,12 @@ def newton(
     """Newton's iteration on delta from any start, with sums in float32 or, if `WIDE`, float64."""
     floor = over(radius, cols)
     total, before = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
-    delta = _step(delta, total, before, radius, floor, peak)
+    delta = _step(delta, total, before, radius, floor, peak, WIDE)
     total, count = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
     # A first step from inside the set enlarges it. From here on the set only shrinks.
     before = tl.where(count > before, tl.cast(cols, tl.float64) + 1, before)
     while (count < before) & outside:
-        delta = _step(delta, total, count, radius, floor, peak)
+        delta = _step(delta, total, count, radius, floor, peak, WIDE)
         before = count
         total, count = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
-    return _step(delta, total, count, radius, floor, peak)
+    return _step(delta, total, count, radius, floor, peak, WIDE)

@@ -167,6 +167,17 @@ def tangent(seed, index, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def wide_tangent(seed, index, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr):
+    """float64 [SAMPLES, COLUMNS] normal numbers."""
+    block = tl.arange(0, COLUMNS // 2)[None, :]
+    index = index[:, None] + 0 * block
+    w0, w1, w2, w3 = words(seed, block, _STREAM_TANGENT, index)
+    r = tl.sqrt(-2.0 * tl.log(uniform52(w0, w1)))
+    sine, cosine = sin_cos(4.0 * uniform52(w2, w3))
+    return tl.reshape(tl.join(r * cosine, r * sine), [SAMPLES, COLUMNS])
+
+
+@triton.jit
 def asin_small(x):
     """asin x for x in [0, 1/sqrt 2], by two half-angle steps and its series."""
     for _ in tl.static_range(2):

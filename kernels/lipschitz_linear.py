@@ -106,8 +106,9 @@ def lipschitz_linear_forward(
     group_size: int | None = None,
     record: bool = True,
     warm: Tensor | None = None,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y = GroupSort_g(P_r(W) x + b), equation (1), in two launches.
+    """y = GroupSort_g(P_r(W) x + b), equation (1), in two launches, or in one with `threshold`.
 
     Args:
         x: [rows, in], float32, float16 or bfloat16.
@@ -117,6 +118,7 @@ def lipschitz_linear_forward(
         group_size: 2, 4 or 8, a divisor of out; None or 1 for no sort.
         record: whether to record the comparators for the backward pass.
         warm: float64 [out], thresholds to start from.
+        threshold: float64 [out], the thresholds themselves, found before.
 
     Returns:
         y [rows, out] in the dtype of x, accumulated in float32; the thresholds, float64 [out]; the
@@ -128,7 +130,9 @@ def lipschitz_linear_forward(
     group = _check_group(group_size, cols)
     if bias is not None:
         bias = check_companion("bias", bias, x, (cols,), x.dtype)
-    threshold = l1_ball_threshold(weight, radius, warm)
+    if threshold is None:
+        threshold = l1_ball_threshold(weight, radius, warm)
+    threshold = check_companion("threshold", threshold, x, (cols,), torch.float64)
     y = x.new_empty(rows, cols)
     code = None
     if group > 1 and record:

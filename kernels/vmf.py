@@ -14,7 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipvae.kernels._common import OPTIONS, check_companion, check_operand, on_device
+from lipvae.kernels._common import (
+    OPTIONS,
+    check_companion,
+    check_doubles,
+    check_operand,
+    on_device,
+)
 from lipvae.kernels._vmf_draws import (
     asin_small,
     sin_cos,
@@ -22,6 +28,7 @@ from lipvae.kernels._vmf_draws import (
     stream_t_words,
     tangent,
     uniform52,
+    wide_tangent,
     wood,
 )
 from lipvae.reference.vmf import quadrature
@@ -83,20 +90,27 @@ def place_rows(
     rows,
     dim,
     SHARED: tl.constexpr,
+    WIDE: tl.constexpr,
     SAMPLES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The tangents of SAMPLES samples a program, for m >= 4."""
+    """The tangents of SAMPLES samples a program, for m >= 4; in float64 if `WIDE`."""
     flat = tl.program_id(0).to(tl.int64) * SAMPLES + tl.arange(0, SAMPLES)
     valid = flat < total
     column = tl.arange(0, COLUMNS)[None, :]
     inside = (column < dim - 1) & valid[:, None]
     index = _index(flat, start, rows, SHARED)
-    g = tl.where(inside, tangent(tl.load(seed_ptr), index, SAMPLES, COLUMNS), 0.0)
+    if WIDE:
+        normals = wide_tangent(tl.load(seed_ptr), index, SAMPLES, COLUMNS)
+    else:
+        normals = tangent(tl.load(seed_ptr), index, SAMPLES, COLUMNS)
+    g = tl.where(inside, normals, 0.0)
 
     mu_ptr = loc_ptr + (flat % rows) * dim
     mu0 = tl.load(mu_ptr, mask=valid, other=1.0).to(tl.float64)
-    mu = tl.load(mu_ptr[:, None] + 1 + column, mask=inside, other=0.0).to(tl.float32)
+    mu = tl.load(mu_ptr[:, None] + 1 + column, mask=inside, other=0.0)
+    if not WIDE:
+        mu = mu.to(tl.float32)
     wide_g = g.to(tl.float64)
     wide_mu = mu.to(tl.float64)
     gg = tl.where(valid, tl.sum(wide_g * wide_g, 1), 1.0)
@@ -104,9 +118,9 @@ def place_rows(
     mm = tl.sum(wide_mu * wide_mu, 1)
     t = tl.load(t_ptr + flat, mask=valid, other=1.0)
     x0, by_g, by_mu = _reflect(t, gg, gm, mm, mu0)
-    x = by_g.to(tl.float32)[:, None] * g + by_mu.to(tl.float32)[:, None] * mu
+    x = by_g.to(g.dtype)[:, None] * g + by_mu.to(mu.dtype)[:, None] * mu
     out = x_ptr + flat * dim
-    tl.store(out, x0.to(tl.float32), mask=valid)
+    tl.store(out, x0.to(g.dtype), mask=valid)
     tl.store(out[:, None] + 1 + column, x, mask=inside)
 
 
@@ -121,10 +135,12 @@ def sample_small(
     total,
     rows,
     SHARED: tl.constexpr,
+    WIDE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One sample a thread, for m = 2 and 3."""
+    """One sample a thread, for m = 2 and 3; stored in float64 if `WIDE`."""
+    stored: tl.constexpr = tl.float64 if WIDE else tl.float32
     flat = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = flat < total
     row = flat % rows
@@ -146,10 +162,10 @@ def sample_small(
         mu2 = tl.load(mu_ptr + 2, mask=valid, other=0.0).to(tl.float64)
         gg = g1 * g1 + g2 * g2
         x0, by_g, by_mu = _reflect(t, gg, g1 * mu1 + g2 * mu2, mu1 * mu1 + mu2 * mu2, mu0)
-        tl.store(out + 2, (by_g * g2 + by_mu * mu2).to(tl.float32), mask=valid)
+        tl.store(out + 2, (by_g * g2 + by_mu * mu2).to(stored), mask=valid)
     # By way of float32: the interpreter cannot turn float64 into bfloat16.
-    tl.store(out, x0.to(tl.float32), mask=valid)
-    tl.store(out + 1, (by_g * g1 + by_mu * mu1).to(tl.float32), mask=valid)
+    tl.store(out, x0.to(stored), mask=valid)
+    tl.store(out + 1, (by_g * g1 + by_mu * mu1).to(stored), mask=valid)
     tl.store(t_ptr + flat, t, mask=valid)
 
 
@@ -215,7 +231,8 @@ def vmf_forward(
     """Samples of vMF(loc[row], concentration[row]): one launch for m of 2 and 3, two above.
 
     Args:
-        loc: [rows, m], 2 <= m <= 8192, float32, float16 or bfloat16; used through its direction.
+        loc: [rows, m], 2 <= m <= 8192, used through its direction. float64 takes other random words
+            than the narrower dtypes, as the reference does.
         concentration: [rows], >= 0, the dtype of `loc`.
         samples: S.
         seed: int64 [1] on the device of `loc`.
@@ -225,7 +242,8 @@ def vmf_forward(
     Returns:
         x [S, rows, m] in the dtype of `loc`, and t = 1 - <mu, x>, float64 [S, rows].
     """
-    loc = check_operand("loc", loc, dim=2)
+    wide = loc.dtype == torch.float64
+    loc = check_doubles("loc", loc, dim=2) if wide else check_operand("loc", loc, dim=2)
     rows, dim = loc.shape
     if not 2 <= dim <= MAX_DIM:
         raise ValueError(f"loc must have 2 to {MAX_DIM} columns, got {dim}")
@@ -238,14 +256,24 @@ def vmf_forward(
         return x, t
     span = (start, total, rows)
     blocks = (triton.cdiv(total, BLOCK),)
-    common = {"SHARED": shared, **OPTIONS}
+    common = {"SHARED": shared, "WIDE": wide, **OPTIONS}
     with on_device(loc):
         if dim <= 3:
             sample_small[blocks](
                 loc, concentration, seed, x, t, *span, DIM=dim, BLOCK=BLOCK, num_warps=4, **common
             )
         else:
-            draw_t[blocks](concentration, seed, t, *span, dim, BLOCK=BLOCK, num_warps=4, **common)
+            draw_t[blocks](
+                concentration,
+                seed,
+                t,
+                *span,
+                dim,
+                SHARED=shared,
+                BLOCK=BLOCK,
+                num_warps=4,
+                **OPTIONS,
+            )
             config = tangent_config(dim)
             place_rows[(triton.cdiv(total, config["SAMPLES"]),)](
                 loc, seed, t, x, *span, dim, **config, **common

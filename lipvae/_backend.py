@@ -156,8 +156,21 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the Triton backend takes CUDA and ROCm tensors, got {device}"
     if dtype not in _TRITON_DTYPES:
         return f"the Triton backend takes float32, float16 and bfloat16, got {dtype}"
+    if device.type == "cuda" and (older := _too_old(device)):
+        return older
     found = triton_availability()
     return None if found.module else f"Triton cannot be used ({found.reason})"
+
+
+@functools.cache
+def _too_old(device: torch.device) -> str | None:
+    """Why Triton compiles nothing for a GPU, or None."""
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 7:
+        return None
+    return f"Triton compiles for compute capability 7.0 and above, {device} has {major}.{minor}"
 
 
 def drawback(op: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -24,7 +24,7 @@ from lipvae._workers import for_each
 from lipvae.models import VAE, HypersphericalVAE
 from lipvae.models.posterior import Streams
 from lipvae.noise import sobol_normal, standard_normal
-from lipvae.refinement import antithetic_noise, refined
+from lipvae.refinement import LogLikelihood, antithetic_noise, refined
 from lipvae.scores import Score
 from lipvae.statistics import STATISTICS, ImportanceAccumulator, ImportanceStatistics
 
@@ -208,7 +208,12 @@ class ImportancePass:
             return [encoded]
         if self._steps_noise is None:
             return found
-        search = None if decoder is None else decoder.log_likelihood
+        self._steps_noise = self._steps_noise.to(parts[0].device)
+        search: LogLikelihood | None = None
+        if decoder is not None:
+            search = decoder.log_likelihood
+        elif not parts[0].is_cpu and self._decoder_dtype is None:  # the fused head
+            search = self._log_likelihood
         return [
             refined(self._model, q, part.flatten(1), self._steps_noise, self._refine, search)
             for q, part in zip(found, parts, strict=True)
@@ -306,6 +311,8 @@ def by_columns(statistic: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
     A vectorised exponential rounds a vector's lanes one way and a remainder another, so the columns
     go through in blocks of the same shape.
     """
+    if not table.is_cpu:  # a GPU gives each column a thread of its own
+        return statistic(table)
     blocks = [_padded(part, GROUP, 1).contiguous() for part in table.split(GROUP, 1)]
     return torch.cat([statistic(block) for block in blocks])[: table.shape[1]]
 

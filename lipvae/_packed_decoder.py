@@ -85,7 +85,7 @@ class ConvolutionalDecoder(_InParts):
         found = list(model.decoder)
         at, (channels, *self._size) = _unflatten(found)
         # Activations lie channels last, so the last linear layer gives its outputs in that order.
-        places = torch.arange(channels * self._size[0] * self._size[1])
+        places = torch.arange(channels * self._size[0] * self._size[1], device="cpu")
         order = places.view(channels, *self._size).permute(1, 2, 0).flatten()
         self._linear = layers.PackedLayers(found[:at], order)
         self._convolutions = [

@@ -68,5 +68,7 @@ def split(
         raise ValueError(f"validation={validation!r} leaves no image of {len(images)} to train on")
     if not held_out:
         return images, None
-    order = torch.randperm(len(images), generator=generator(seed, 0)).to(images.device)
+    order = torch.randperm(len(images), generator=generator(seed, 0), device="cpu").to(
+        images.device
+    )
     return images[order[held_out:]], images[order[:held_out]]

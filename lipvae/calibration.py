@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,14 @@ class Calibration:
     refine: int = 0
     noise: str = "independent"
     decoder_dtype: torch.dtype | None = None
+
+    def to(self, device: torch.device | str) -> Calibration:
+        """The same on a device; itself if it is there."""
+        if self.images.device == torch.device(device):
+            return self
+        parts = {f.name: getattr(self.posterior, f.name).to(device) for f in fields(self.posterior)}
+        posterior = replace(self.posterior, **parts)
+        return replace(self, images=self.images.to(device), posterior=posterior)
 
     def save(self, path: StrPath) -> None:
         """Writes the calibration to one file, beside the model's for instance.

@@ -6,6 +6,8 @@ input, the seed and the number of samples; neither the batch nor its order can r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -53,6 +55,27 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike, rounds: int = 10) -> 
         )
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
+
+
+def normal_like(
+    like: Tensor, shape: Sequence[int], generator: torch.Generator | None = None
+) -> Tensor:
+    """Standard normal numbers for a tensor's device and dtype, drawn where `generator` lives.
+
+    So a CPU generator gives the same numbers to models on any device. They go to a GPU from pinned
+    memory, which it does not have to be waited for.
+
+    Args:
+        like: a tensor of the device and dtype.
+        shape: of the result.
+        generator: None for the default one of `like`'s device.
+    """
+    device = like.device if generator is None else generator.device
+    pinned = like.is_cuda and device.type == "cpu"
+    noise = torch.randn(
+        *shape, generator=generator, device=device, dtype=like.dtype, pin_memory=pinned
+    )
+    return noise.to(like.device, non_blocking=pinned)
 
 
 def uniform(seed: int, num_samples: int, dim: int, *, start: int = 0, stream: int = 0) -> Tensor:
@@ -162,7 +185,7 @@ def sobol_normal(seed: int, num_samples: int, dim: int, *, start: int = 0) -> Te
             f"at most {largest}, got {seed}, {start + num_samples} and {dim}"
         )
     if num_samples == 0:
-        return torch.empty(0, dim, dtype=torch.float64)
+        return torch.empty(0, dim, dtype=torch.float64, device="cpu")
     engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
     engine.fast_forward(start)
     values = engine.draw(num_samples, dtype=torch.float64)

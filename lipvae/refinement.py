@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -99,6 +100,13 @@ def _by_model(model: VAE) -> LogLikelihood:
     return lambda z, target: ops.importance(model.decode(z), target, model.likelihood.name)
 
 
+@functools.cache
+def _lengths(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """LENGTHS as [L, 1, 1]: made anew in each step, they would make a GPU wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(LENGTHS, device=device, dtype=dtype).view(-1, 1, 1)
+
+
 def _objective(
     model: VAE, loc: Tensor, offsets: Tensor, target: Tensor, log_likelihood: LogLikelihood
 ) -> Tensor:
@@ -121,7 +129,7 @@ def _step(
         here = _objective(model, start.unsqueeze(0), offsets, target, _by_model(model))
         (gradient,) = torch.autograd.grad(here.sum(), start)
     with torch.no_grad():
-        lengths = loc.new_tensor(LENGTHS).view(-1, 1, 1)
+        lengths = _lengths(loc.device, loc.dtype)
         tried = loc + lengths * (variance * gradient)
         found = _objective(model, tried, offsets, target, search)
         # A step into the void is not taken.

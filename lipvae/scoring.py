@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lipvae import scores as definitions
+from lipvae._convolutions import repeatable_convolutions
 from lipvae._decoder_dtype import check_decoder_dtype
 from lipvae._importance_pass import ImportancePass, Noise, noise_of, score_of_draws
 from lipvae._packed_model import PackedModel
@@ -184,6 +185,7 @@ class Scorer:
         self._noise: dict[tuple[str, int], Noise] = {}
         self._drawn: tuple[PackedModel, Ensemble] | None = None
         self._packed: dict[VAE, PackedModel] = {}
+        self._calibration: Calibration | None = None
         self.calibration = calibration
 
     @property
@@ -213,6 +215,8 @@ class Scorer:
             raise RuntimeError(
                 f"score {wanting!r} needs training images: call calibrate(data) before"
             )
+        if self._calibration is not None:  # of a file, or of before the model was moved
+            self._calibration = self._calibration.to(x.device)
         single = self.model if isinstance(self.model, VAE) else None
         with self._evaluating(self.model):
             evidence = Evidence(
@@ -335,7 +339,7 @@ class Scorer:
         model = self._single()
         images = checked("data", model, data)
         if len(images) > check_count("max_images", max_images):
-            order = torch.randperm(len(images), generator=generator(self.seed, 7))
+            order = torch.randperm(len(images), generator=generator(self.seed, 7), device="cpu")
             images = images[order[:max_images].to(images.device)]
         like = first_parameter(model)
         x = self._check(as_input(images.to(like.device), like))
@@ -388,11 +392,12 @@ class Scorer:
         try:
             for module in training:
                 module.training = False
-            if isinstance(model, VAE):
-                with self._weights(model).in_use():
+            with repeatable_convolutions(first_parameter(model).device):
+                if isinstance(model, VAE):
+                    with self._weights(model).in_use():
+                        yield
+                else:
                     yield
-            else:
-                yield
         finally:
             for module in training:
                 module.training = True

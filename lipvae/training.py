@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lipvae import batches, checkpoints
+from lipvae._convolutions import repeatable_convolutions
 from lipvae._moments import forget_tiny_moments
 from lipvae._validate import check_count, check_positive, describe
 from lipvae.batches import Images, generator
@@ -180,7 +181,8 @@ def fit(
     )
     if resume and run.checkpoint is not None and run.checkpoint.is_file():
         checkpoints.read(run.checkpoint, model, run.optimizer, settings, run.state)
-    _train(run, progress, callback)
+    with repeatable_convolutions(where):
+        _train(run, progress, callback)
     if run.state.best is not None:
         model.load_state_dict(run.state.best)
     model.eval()
@@ -225,7 +227,7 @@ def _epoch(run: _Run, epoch: int, steps: int, bar: tqdm[Any]) -> tuple[float, fl
     model, settings = run.model, run.settings
     model.train()
     device = run.train.device
-    order = torch.randperm(len(run.train), generator=run.state.order).to(device)
+    order = torch.randperm(len(run.train), generator=run.state.order, device="cpu").to(device)
     interval = 1 if device.type == "cpu" else GPU_CHECK_INTERVAL
     losses = torch.zeros(steps, device=device, dtype=torch.float64)
     totals = torch.zeros(2, device=device, dtype=torch.float64)

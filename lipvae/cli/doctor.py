@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 import sys
 import warnings
 
@@ -108,6 +109,9 @@ def _machine() -> dict[str, str]:
         import triton as package
 
         kernels = f"{package.__version__}" + (", interpreting" if _backend.interpreting() else "")
+    if triton.module is not None and not _backend.interpreting():
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+        kernels += f", compiler {compiler or 'missing: set CC, or install gcc or clang'}"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     extras = {"plot": "matplotlib", "parquet": "pyarrow"}
     return {

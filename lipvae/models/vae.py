@@ -20,6 +20,7 @@ from lipvae._validate import (
 )
 from lipvae.models import networks
 from lipvae.models.posterior import NormalPosterior, standard_normal_log_prob
+from lipvae.noise import normal_like
 
 
 class VAE(nn.Module):
@@ -215,11 +216,8 @@ class VAE(nn.Module):
         It is drawn where `generator` lives, so that a CPU generator gives the same noise to
         models on any device.
         """
-        like = next(self.parameters())
-        device = like.device if generator is None else generator.device
         shape = (check_count("num_samples", num_samples), batch, self.latent_dim)
-        noise = torch.randn(shape, generator=generator, device=device, dtype=like.dtype)
-        return noise.to(like.device)
+        return normal_like(next(self.parameters()), shape, generator)
 
     def elbo_terms(self, x: Tensor, noise: Any) -> tuple[Tensor, Tensor]:
         """The two terms of the evidence lower bound.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d, linear, softplus
 
+from lipvae.noise import normal_like
+
 REPARAMETERIZATIONS = ("global", "local")
 
 
@@ -71,9 +73,7 @@ class BayesianLayer(nn.Module):
             self._noise = {name: self._draw(mean) for name, mean, _ in self.distributions()}
 
     def _draw(self, like: Tensor) -> Tensor:
-        device = like.device if self._generator is None else self._generator.device
-        noise = torch.randn(like.shape, generator=self._generator, device=device, dtype=like.dtype)
-        return noise.to(like.device)
+        return normal_like(like, like.shape, self._generator)
 
     def _sampled(self) -> tuple[Tensor, Tensor | None]:
         """The drawn weight and bias, differentiable with respect to mean and rho."""

@@ -164,7 +164,9 @@ def _affine(layer: LipschitzLayer, state: _State, name: str, executed: bool) -> 
             f"{layer.weight.dtype}"
         )
     weight = layer.projected_weight().detach().cpu().double()
-    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu()
+    bias = (
+        torch.zeros(len(weight), device="cpu") if layer.bias is None else layer.bias.detach().cpu()
+    )
     bias = bias.double()
     if isinstance(layer, LipschitzConv2d):
         _check_dims(state.lower, (layer.in_channels, None, None), name)
@@ -304,7 +306,7 @@ def _box(
     for name, value in (("input_low", low), ("input_high", high)):
         if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
             raise TypeError(f"{name} must be a number or a tensor, got {describe(value)}")
-        corner = torch.as_tensor(value).detach().cpu().double()
+        corner = torch.as_tensor(value, device="cpu").detach().double()
         check_finite(name, corner)
         if corner.dim():
             check_shape(name, corner, shape)

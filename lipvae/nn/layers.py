@@ -20,7 +20,8 @@ from lipvae._validate import (
     describe,
     fits_rows,
 )
-from lipvae.ops._common import compiling, needs_grad
+from lipvae.ops._common import autocasting, compiling, needs_grad, without_autocast
+from lipvae.ops.known_thresholds import KnownThresholds
 from lipvae.ops.packed_lipschitz import PackedLipschitzLinear
 
 # Entries of a fresh row that matter, and the shares of the radius that these and all the others
@@ -56,7 +57,8 @@ def sparse_rows_(
     """
     rows, columns = len(weight), weight[0].numel()
     entries = min(SPARSE_ENTRIES, columns)
-    options: dict[str, Any] = {"device": weight.device, "generator": generator}
+    device = weight.device if generator is None else generator.device
+    options: dict[str, Any] = {"device": device, "generator": generator}
     places = torch.rand(rows, columns, **options).topk(entries, dim=1).indices
     magnitude = torch.rand(rows, entries, **options) + 0.5
     magnitude *= SPARSE_SHARE * radius / magnitude.sum(1, keepdim=True)
@@ -172,9 +174,12 @@ class LipschitzLayer(nn.Module):
         """Whether a pass starts from the last thresholds and leaves its own for the next.
 
         It writes them into `_buffers`, as an assignment does in the end, without the checks of one.
-        A compiled graph keeps no state.
+        A compiled graph keeps no state, and a captured one must not read a buffer that a later pass
+        replaces.
         """
-        return self.training and not compiling()
+        if not self.training or compiling():
+            return False
+        return not (self.threshold.is_cuda and torch.cuda.is_current_stream_capturing())
 
     def _freeze(self) -> Any:
         """What :func:`frozen` keeps of the layer."""
@@ -242,6 +247,8 @@ class LipschitzLinear(LipschitzLayer):
         if weight is None or bias is None:  # parametrized, or a layer without a bias
             weight, bias = self.weight, self.bias
         if not fits_rows(x, weight):
+            if _made_half(x, weight):
+                return self.forward(x.to(weight.dtype))
             check_tensor("x", x, min_dim=1)
             check_like("x", x, "weight", weight)
             raise ValueError(f"x must have {self.in_features} features, got {describe(x)}")
@@ -270,8 +277,13 @@ class LipschitzLinear(LipschitzLayer):
             self.weight, self.bias, self._lipschitz, self.group_size, self.threshold
         )
 
-    def _freeze(self) -> Tensor | PackedLipschitzLinear:
-        return self.packed() if self._backend() == "cpp" else self.projected_weight()
+    def _freeze(self) -> Tensor | PackedLipschitzLinear | KnownThresholds:
+        backend = self._backend()
+        if backend == "cpp":
+            return self.packed()
+        if backend == "triton":
+            return KnownThresholds(self.weight, self.bias, self._lipschitz, self.group_size)
+        return self.projected_weight()
 
     def _backend(self) -> str:
         return choose("lipschitz_linear", self.weight)
@@ -284,7 +296,9 @@ class LipschitzLinear(LipschitzLayer):
         """
         fixed, backend = self._frozen, self._backend()
         rows = x.reshape(-1, self.in_features)
-        if isinstance(fixed, PackedLipschitzLinear) and backend == "cpp" and not compiling():
+        if (isinstance(fixed, PackedLipschitzLinear) and backend == "cpp" and not compiling()) or (
+            isinstance(fixed, KnownThresholds) and backend == "triton" and not compiling()
+        ):
             y = fixed(rows)
         elif isinstance(fixed, Tensor) and backend == "reference":
             y = linear(rows, fixed, self.bias)
@@ -359,6 +373,10 @@ class LipschitzConv2d(LipschitzLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the layer's output for `x` [B, in_channels, H, W]."""
+        if isinstance(x, Tensor) and autocasting(x.device):
+            wide = x.to(self.weight.dtype) if _made_half(x, self.weight) else x
+            with without_autocast(x.device):
+                return self.forward(wide)
         check_tensor("x", x, dim=4)
         check_like("x", x, "weight", self.weight)
         if x.shape[1] != self.in_channels:
@@ -375,6 +393,13 @@ class LipschitzConv2d(LipschitzLayer):
             f"stride={self.stride}, padding={self.padding}, bias={self.bias is not None}, "
             f"lipschitz={self.lipschitz:g}, group_size={self.group_size}"
         )
+
+
+def _made_half(x: object, weight: Tensor) -> bool:
+    """Whether autocast made `x` half on its way here: the layers keep their precision under it."""
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return x.dtype != weight.dtype and autocasting(x.device)
 
 
 def _pair(name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, int]:

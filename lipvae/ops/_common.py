@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -14,6 +15,9 @@ from lipvae._backend import backend, requested
 
 _Grads = ParamSpec("_Grads")
 _Gradients = TypeVar("_Gradients")
+
+# torch.empty without it would follow torch.set_default_device.
+CPU = torch.device("cpu")
 
 _CPP_DTYPE_CODES = {torch.float32: 0, torch.float64: 1}
 
@@ -60,6 +64,18 @@ def on_requested_backend(
             return backward(ctx, *grads, **none)
 
     return run
+
+
+def autocasting(device: torch.device) -> bool:
+    """Whether autocast is on for a device."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Keeps the dtypes of torch's products inside the block: the kernels know of no autocast."""
+    if autocasting(device):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def compiling() -> bool:

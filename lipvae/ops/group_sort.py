@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
+from lipvae.ops._common import CPU, compiling, dtype_code, needs_grad, on_requested_backend
 
 
 def _extent(x: Tensor, dim: int) -> tuple[int, int, int]:
@@ -47,7 +47,7 @@ def cpp_forward(
     """Sorts contiguous x of (outer, n, inner) numbers into y, which may be x; returns the code."""
     code = None
     if record:
-        code = torch.empty(*_code_shape(*extent, group_size), dtype=torch.uint8)
+        code = torch.empty(_code_shape(*extent, group_size), dtype=torch.uint8, device=CPU)
     cpp_module().group_sort_forward(
         x.data_ptr(),
         y.data_ptr(),

@@ -14,8 +14,9 @@ from lipvae.ops.importance import FAMILY_CODES, importance, result_dtype
 from lipvae.ops.importance import forward as importance_forward
 from lipvae.ops.panels import pack
 
-# Samples that the reference decodes at once.
+# Samples that the reference decodes at once, and the parameters that it makes at once on a device.
 TILE_SAMPLES = 128
+TILE_NUMBERS = 1 << 26
 
 # Bytes of a row of parameters that the C++ kernel makes at once, where one panel a parameter is not
 # more. A tile of such rows stays in the second-level cache until it is reduced, and the part of the
@@ -121,7 +122,21 @@ def forward(
         return kernel_module("importance_linear").importance_linear_forward(
             hidden, weight, bias, target, family
         )
-    return _by_image(hidden, weight, bias, target, family)
+    if hidden.is_cpu:
+        return _by_image(hidden, weight, bias, target, family)
+    return _by_samples(hidden, weight, bias, target, family)
+
+
+def _by_samples(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str
+) -> Tensor:
+    """:func:`forward` by torch's product on a device, all images at once."""
+    tile = max(1, TILE_NUMBERS // max(1, hidden.shape[1] * len(weight)))
+    found = [
+        importance_forward(linear(part, weight, bias), target, family)
+        for part in hidden.split(tile)
+    ]
+    return torch.cat(found) if len(found) != 1 else found[0]
 
 
 def _by_image(

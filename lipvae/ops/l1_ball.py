@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
+from lipvae.ops._common import CPU, compiling, dtype_code, needs_grad, on_requested_backend
 
 
 def forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def cpp_forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Ten
     weight = weight.contiguous()
     rows, cols = weight.shape
     projected = torch.empty_like(weight)
-    threshold = torch.empty(rows, dtype=torch.float64)
+    threshold = torch.empty(rows, dtype=torch.float64, device=CPU)
     cpp_module().l1_ball_forward(
         weight.data_ptr(),
         rows,

@@ -17,7 +17,13 @@ from torch.nn.functional import linear
 
 from lipvae import reference
 from lipvae._backend import choose, kernel_module, requested
-from lipvae.ops._common import compiling, direct_apply, needs_grad, on_requested_backend
+from lipvae.ops._common import (
+    compiling,
+    direct_apply,
+    needs_grad,
+    on_requested_backend,
+    without_autocast,
+)
 from lipvae.ops.group_sort import backward as group_sort_backward
 from lipvae.ops.group_sort import code_shape as group_sort_code_shape
 from lipvae.ops.group_sort import forward as group_sort_forward
@@ -67,7 +73,8 @@ def forward(
             return y, threshold, None, code, None
         return y, threshold, l1_ball_forward(weight, radius, threshold)[0], code, None
     projected, threshold = l1_ball_forward(weight, radius, warm)
-    y, code = linear(x, projected, bias), None
+    with without_autocast(x.device):
+        y, code = linear(x, projected, bias), None
     if group_size:
         y, code = group_sort_forward(y, group_size, 1, record)
     return y, threshold, projected if project and not x.is_cuda else None, code, None

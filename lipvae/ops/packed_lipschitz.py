@@ -12,7 +12,7 @@ from torch import Tensor
 from lipvae import reference
 from lipvae._backend import cpp_module
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import dtype_code
+from lipvae.ops._common import CPU, dtype_code
 from lipvae.ops.group_sort import group_sort
 from lipvae.ops.panels import PackedLinear, empty_panels
 
@@ -41,17 +41,18 @@ def cpp_forward(
     bias = None if bias is None else bias.contiguous()
     rows, (columns, inner) = x.shape[0], weight.shape
     # All by one function: each other one would be fetched into a cache that a product has filled.
-    y = torch.empty(rows, columns, dtype=weight.dtype)
-    threshold = torch.empty(columns, dtype=torch.float64)
-    projected = torch.empty(columns, inner, dtype=weight.dtype) if project else None
+    y = torch.empty(rows, columns, dtype=weight.dtype, device=CPU)
+    threshold = torch.empty(columns, dtype=torch.float64, device=CPU)
+    projected = torch.empty(columns, inner, dtype=weight.dtype, device=CPU) if project else None
     code = None
     if record and group_size:
         comparators = len(reference.NETWORKS[group_size])
-        code = torch.empty(comparators, rows, (columns // group_size + 7) // 8, dtype=torch.uint8)
+        shape = (comparators, rows, (columns // group_size + 7) // 8)
+        code = torch.empty(shape, dtype=torch.uint8, device=CPU)
     extension, entries = cpp_module(), None
     if listing:
         size = extension.entries_bytes(columns, inner, dtype_code(weight))
-        entries = torch.empty(size, dtype=torch.uint8)
+        entries = torch.empty(size, dtype=torch.uint8, device=CPU)
     listed = extension.lipschitz_linear_forward(
         x.data_ptr(),
         weight.data_ptr(),
@@ -90,7 +91,7 @@ def cpp_backward(
     grad, x = grad.contiguous(), x.contiguous()
     (rows, inner), columns = x.shape, grad.shape[1]
     grad_x = torch.empty_like(x) if needs_x else None
-    grad_weight = torch.empty(columns, inner, dtype=x.dtype) if needs_weight else None
+    grad_weight = torch.empty(columns, inner, dtype=x.dtype, device=CPU) if needs_weight else None
     cpp_module().lipschitz_linear_backward(
         grad.data_ptr(),
         x.data_ptr(),

@@ -22,7 +22,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """[rows, m], [rows] -> x [S, rows, m], t float64 [S, rows]."""
     rows, dim = loc.shape
-    backend = choose("vmf", loc, kernel=dim <= MAX_DIM)
+    backend = _backend(loc, kernel=dim <= MAX_DIM)
     if backend == "cpp":
         loc, concentration = loc.contiguous(), concentration.contiguous()
         x = loc.new_empty(samples, rows, dim)
@@ -47,11 +47,17 @@ def forward(
     return reference.sample_vmf(loc, concentration, samples, seed, start, shared)
 
 
+def _backend(like: Tensor, *, kernel: bool = True) -> str:
+    """What computes for `like`: unlike the other Triton kernels, these take float64 as well."""
+    narrow = like.dtype == torch.float64 and (like.is_cuda or requested() == "triton")
+    return choose("vmf", like.new_empty(0, dtype=torch.float32) if narrow else like, kernel=kernel)
+
+
 def angle_derivative(t: Tensor, concentration: Tensor, dim: int) -> Tensor:
     """d acos(1 - t) / d kappa at a fixed level of the distribution function, float64 [S, rows]."""
     kappa = concentration.double().contiguous()
     complement = moments(kappa, dim).complement
-    backend = choose("vmf", concentration)
+    backend = _backend(concentration)
     if backend == "cpp":
         node, weight = reference.quadrature()
         t = t.contiguous()

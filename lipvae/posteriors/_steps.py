@@ -45,10 +45,12 @@ def losses(
     like = next(model.parameters())
     images = images.to(like.device)
     order, noise = generator(seed, 4), generator(seed, 5)
-    waiting = torch.empty(0, dtype=torch.int64)
+    waiting = torch.empty(0, dtype=torch.int64, device="cpu")
     for step in range(steps):
         while len(waiting) < min(batch_size, len(images)):
-            waiting = torch.cat([waiting, torch.randperm(len(images), generator=order)])
+            waiting = torch.cat(
+                [waiting, torch.randperm(len(images), generator=order, device="cpu")]
+            )
         index, waiting = waiting[:batch_size], waiting[batch_size:]
         x = batches.as_input(images[index.to(images.device)], like)
         loss = -model.elbo(x, generator=noise).mean()

@@ -11,6 +11,7 @@ from lipvae._moments import forget_tiny_moments
 from lipvae._validate import check_count, check_positive
 from lipvae.batches import Images, checked, generator
 from lipvae.models import VAE, Ensemble
+from lipvae.noise import normal_like
 from lipvae.posteriors import _steps
 
 
@@ -49,9 +50,8 @@ def sghmc_step(
     """
     scale = (2 * friction * lr / num_data) ** 0.5
     for theta, v, g in zip(positions, velocities, gradients, strict=True):
-        device = theta.device if generator is None else generator.device
-        eps = torch.randn(theta.shape, generator=generator, device=device, dtype=theta.dtype)
-        v.mul_(1 - friction).sub_(g, alpha=lr).add_(eps.to(theta.device), alpha=scale)
+        eps = normal_like(theta, theta.shape, generator)
+        v.mul_(1 - friction).sub_(g, alpha=lr).add_(eps, alpha=scale)
         theta.add_(v)
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import assert_as_accurate
 
 import lipvae
-from lipvae import reference
+from lipvae import _backend, reference
 
 pytest.importorskip("triton")
 pytestmark = [
@@ -19,6 +19,13 @@ pytestmark = [
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FAMILIES = list(reference.FAMILIES)
+
+
+def skip_where_torch_multiplies(dtype: torch.dtype) -> None:
+    """A kernel that nobody gets is not judged: it may take minutes on such a GPU."""
+    why = _backend.drawback("lipschitz_linear", torch.device("cuda", 0), dtype)
+    if why is not None:
+        pytest.skip(why)
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -76,6 +83,7 @@ def test_lipschitz_linear(
         lipschitz_linear_forward,
     )
 
+    skip_where_torch_multiplies(dtype)
     rows, inner, out = shape
     x, weight, bias = (
         randn(rows, inner, dtype=dtype),
@@ -139,6 +147,7 @@ def test_importance(family: str, dtype: torch.dtype) -> None:
     from lipvae.kernels.importance import importance_backward, importance_forward
     from lipvae.kernels.importance_linear import importance_linear_forward
 
+    skip_where_torch_multiplies(dtype)
     k, b, d = (5, 3, 50) if family == "categorical256" else (33, 7, 784)
     hidden, weight, bias, target = likelihood(family, k, b, d, dtype)
     parameters = torch.nn.functional.linear(hidden, weight, bias)

@@ -172,3 +172,12 @@ def test_errors_name_the_argument() -> None:
         l1_ball_backward(weight, weight, None)
     with pytest.raises(ValueError, match="columns"):
         l1_ball_forward(torch.empty(0, l1_ball.MAX_COLS))
+
+
+@pytest.mark.parametrize("cols", [40, 700])
+@pytest.mark.parametrize("radius", [0.3, 5.0])
+def test_no_bit_depends_on_where_the_iteration_begins(cols: int, radius: float) -> None:
+    weight = torch.randn(60, cols) * torch.logspace(-3, 3, 60).unsqueeze(1)
+    cold = l1_ball_threshold(weight, radius)
+    for factor in (0.0, 0.5, 0.99, 1.01, 3.0):
+        assert torch.equal(l1_ball_threshold(weight, radius, cold * factor), cold)

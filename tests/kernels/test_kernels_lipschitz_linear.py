@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import assert_as_accurate
 
+import lipvae
 from lipvae import reference
 from lipvae.kernels import lipschitz_linear
 from lipvae.kernels._tuning import Tile
@@ -184,3 +185,18 @@ def test_errors_name_the_argument() -> None:
         lipschitz_linear_backward(y, x, weight, threshold, None, 2)
     with pytest.raises(ValueError, match="grad_y"):
         lipschitz_linear_backward(y[:1], x, weight, threshold, None)
+
+
+@pytest.mark.parametrize("group_size", [None, 2, 8])
+def test_frozen_layers_keep_their_thresholds(
+    group_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = lipvae.nn.LipschitzLinear(20, 24, group_size=group_size)
+    with torch.no_grad():
+        layer.weight.mul_(30).add_(torch.randn_like(layer.weight))
+    x = torch.rand(2, 5, 20)
+    with torch.no_grad(), lipvae.backend("triton"):
+        plain = layer(x)
+        with lipvae.nn.frozen(layer):
+            monkeypatch.setattr("lipvae.kernels.lipschitz_linear.l1_ball_threshold", None)
+            assert torch.equal(layer(x), plain)

@@ -10,9 +10,10 @@ from lipvae import reference
 from lipvae.kernels import vmf as kernels
 from lipvae.ops.vmf import angle_derivative, vmf
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # Of x on the unit sphere: a few roundings of normals in float32, and one to the dtype.
-BOUND = {dtype: max(5e-7, torch.finfo(dtype).eps / 2) for dtype in DTYPES}
+BOUND = {dtype: max(5e-7, torch.finfo(dtype).eps / 2) for dtype in DTYPES[:-1]}
+BOUND[torch.float64] = 1e-14
 KAPPA = [0.0, 1e-3, 0.8, 12.0, 3e3]
 
 
@@ -32,7 +33,8 @@ def test_the_samples_are_the_reference_s(dim: int, dtype: torch.dtype, shared: b
     seed = torch.tensor([-(2**40) + 7])
     start = 2**32 - 3  # the index goes on through the 32-bit edge
     x, t = kernels.vmf_forward(loc, kappa, 4, seed, start, shared)
-    truth, truth_t = reference.sample_vmf(loc.float(), kappa.float(), 4, seed, start, shared)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    truth, truth_t = reference.sample_vmf(loc.to(wide), kappa.to(wide), 4, seed, start, shared)
     assert x.dtype == dtype
     assert torch.allclose(t, truth_t, rtol=1e-12, atol=0)
     assert (x - truth).abs().max() <= BOUND[dtype]
@@ -64,6 +66,16 @@ def test_the_derivative_of_the_angle(dim: int) -> None:
     scale = truth.abs()
     assert ((got - truth).abs() <= 1e-13 * scale).all()
     assert ((got - other).abs() <= 1e-13 * scale).all()
+
+
+def test_float64_reaches_the_kernels_too() -> None:
+    """Scoring samples in float64, so a GPU must not leave it to torch."""
+    loc, kappa = problem(3, 6, torch.float64)
+    with lipvae.backend("triton"):
+        x, t = vmf(loc, kappa, 2, torch.tensor([5]))
+    kernel_x, kernel_t = kernels.vmf_forward(loc, kappa, 2, torch.tensor([5]), 0, False)
+    assert torch.equal(x, kernel_x)
+    assert torch.equal(t, kernel_t)
 
 
 def test_the_op_reaches_the_kernels() -> None:
@@ -114,6 +126,8 @@ def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match="loc must have 2 to 8192 columns, got 1"):
         kernels.vmf_forward(loc[:, :1], kappa, 1, seed, 0, False)
     with pytest.raises(TypeError, match="loc"):
+        kernels.vmf_forward(loc.int(), kappa, 1, seed, 0, False)
+    with pytest.raises(TypeError, match=r"concentration must be torch\.float64"):
         kernels.vmf_forward(loc.double(), kappa, 1, seed, 0, False)
     with pytest.raises(ValueError, match="concentration"):
         kernels.vmf_forward(loc, kappa[1:], 1, seed, 0, False)
