@@ -1,11 +1,11 @@
 """One encode and one decode pass over the samples of each input, equation (5).
 
-On a CPU every image goes alone through the encoder and the decoder, in tiles of a fixed number of
-samples and by one thread: a matrix product rounds by its shape and by the number of its threads.
-Not so those of :mod:`lipvae._packed_encoder` and :mod:`lipvae._packed_decoder`, which images share.
-What is left, elementwise in z and sums over k, is done for a few images at once too; the shapes are
-padded to multiples of any vector, so that all images take the same path. On an accelerator images
-go through everything in blocks of a fixed size, the last one padded.
+In the C++ kernels no row reaches another and no sum is split, so images share their calls and the
+kernels share the threads. What torch computes on a CPU, it computes for every image alone, in tiles
+of a fixed number of samples and by one thread: a matrix product rounds by its shape and by the
+number of its threads. Sums over k are then taken for a few images at once, padded to multiples of
+any vector, so that all images take the same path. On an accelerator images go through everything in
+blocks of a fixed size, the last one padded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from lipvae.models.posterior import Streams
 from lipvae.noise import sobol_normal, standard_normal
 from lipvae.refinement import LogLikelihood, antithetic_noise, refined
 from lipvae.scores import Score
-from lipvae.statistics import STATISTICS, ImportanceAccumulator, ImportanceStatistics
+from lipvae.statistics import (
+    STATISTICS,
+    ImportanceAccumulator,
+    ImportanceStatistics,
+    joined_statistics,
+)
 
 # Samples decoded at once. The logits of 128 samples of 784 pixels (0.4 MB) stay in the cache, and
 # a matrix product of 128 rows already runs at full speed.
@@ -36,8 +41,9 @@ TILE = 128
 # the last ones differently.
 GROUP = 8
 
-# Images that are encoded at once by a product whose rows do not reach each other.
-ENCODED = 512
+# Images that are encoded at once by a product whose rows do not reach each other, and the samples
+# of all images that a thread decodes at once by the C++ kernels.
+ENCODED, DECODED = 512, 1024
 
 # Noise that is kept instead of being drawn again for every image, in bytes.
 NOISE_BUDGET = 4 << 20
@@ -145,30 +151,53 @@ class ImportancePass:
                 are computed at once as torch has threads.
         """
         alone = x.device.type == "cpu"
+        decoder = self._packed.decoder() if alone and self._decoder_dtype is None else None
+        if decoder is not None and self._normal and not self._refine:
+            return self._by_kernels(x, decoder)
         size = _block_size(len(x)) if alone else block
         table = x.new_empty(len(STATISTICS), len(x), dtype=torch.float64)
         encoded = self._encode_together(x) if alone else None
-        decoder = self._packed.decoder() if alone and self._decoder_dtype is None else None
-        # Nothing is left to torch but to convert numbers: no row reaches another, no sum is split.
-        ours = encoded is not None and decoder is not None and self._normal and not self._refine
 
         def work(i: int) -> None:
             columns = slice(i * size, (i + 1) * size)
             with torch.inference_mode():
                 posterior = None if encoded is None else encoded[columns]
-                width = 1 if ours else GROUP if alone else size
+                width = GROUP if alone else size
                 statistics = self._block(x[columns], width, alone, posterior, decoder)
                 for name, row in zip(STATISTICS, table, strict=True):
                     found = getattr(statistics, name)
                     row[columns] = found[: min(size, len(x) - columns.start)]
 
-        blocks = -(-len(x) // size)
-        if ours and blocks == 1:  # whose kernels share the threads; a pool would only take time
-            work(0)
-        else:
-            _each(blocks, work, alone)
+        _each(-(-len(x) // size), work, alone)
         rows = dict(zip(STATISTICS, table, strict=True))
         return ImportanceStatistics(**rows, num_samples=self._noise.num_samples)
+
+    def _by_kernels(self, x: Tensor, decoder: _packed_decoder.Packed) -> ImportanceStatistics:
+        """The statistics of each image on a CPU, where nothing but the encoder may need torch."""
+        posterior, targets = self.encode(x, GROUP), x.flatten(1)
+        threads, images = torch.get_num_threads(), DECODED // min(TILE, self._noise.num_samples)
+        rounds = -(-len(x) // (images * threads))
+        pooled = decoder.POOLED and len(x) > images * (threads - 1)
+        # A pool's threads take a block each, as many as the others; kernels take one together.
+        images = -(-len(x) // (rounds * threads)) if pooled else images * threads
+        blocks = -(-len(x) // images)
+        found: list[Any] = [None] * blocks
+
+        def work(i: int) -> None:
+            some = slice(i * images, (i + 1) * images)
+            accumulator = ImportanceAccumulator()
+            with torch.no_grad():  # tensors of inference mode would be no good to the caller
+                for noise in self._noise.on(x.device):
+                    z, log_ratio = self._samples(posterior[some], noise)
+                    accumulator.update(decoder.log_likelihood(z, targets[some]), log_ratio)
+            found[i] = accumulator.statistics()
+
+        if pooled:
+            for_each(blocks, work)
+        else:
+            for i in range(blocks):
+                work(i)
+        return joined_statistics(found)
 
     def encode(self, x: Tensor, block: int) -> Any:
         """q(z | x) of each image, with parameters in double; arguments as of :meth:`run`."""

@@ -12,6 +12,7 @@ from lipvae import _packed_layers as layers
 from lipvae import ops
 from lipvae._backend import choose
 from lipvae._walk import first_parameter
+from lipvae._workers import kernel_threads
 from lipvae.models import VAE
 from lipvae.ops.conv_transpose import PackedConvTranspose2d, fits
 from lipvae.ops.importance_linear import PackedHead
@@ -21,10 +22,13 @@ class _InParts:
     """A decoder that takes a few samples at a time, so that their activations stay in a cache.
 
     Attributes:
-        SAMPLES: how many.
+        SAMPLES: how many for each thread.
+        POOLED: whether threads are better used on images of their own than in every kernel
+            together: docs/performance.md.
     """
 
     SAMPLES: ClassVar[int]
+    POOLED: ClassVar[bool]
 
     def log_likelihood(self, z: Tensor, target: Tensor) -> Tensor:
         """log p(x | z_k).
@@ -39,14 +43,15 @@ class _InParts:
         k, b = z.shape[:2]
         # Samples of an image follow one another: ReLU switches much of the same off in all.
         by_image = z.transpose(0, 1)
-        images = max(1, self.SAMPLES // k)
-        if b <= images and k <= self.SAMPLES:
+        most = self.SAMPLES * kernel_threads()
+        images = max(1, most // k)
+        if b <= images and k <= most:
             return self._of_part(by_image, target).t()
         found = z.new_empty(b, k)
         for i in range(0, b, images):
             few = slice(i, i + images)
-            for start in range(0, k, self.SAMPLES):
-                samples = slice(start, start + self.SAMPLES)
+            for start in range(0, k, most):
+                samples = slice(start, start + most)
                 found[few, samples] = self._of_part(by_image[few, samples], target[few])
         return found.t()
 
@@ -66,6 +71,7 @@ class FullyConnectedDecoder(_InParts):
     """
 
     SAMPLES = 256
+    POOLED = False
 
     def __init__(self, model: VAE) -> None:
         *hidden, head = model.decoder
@@ -80,6 +86,7 @@ class ConvolutionalDecoder(_InParts):
     """Linear layers and transposed convolutions after them; as :class:`FullyConnectedDecoder`."""
 
     SAMPLES = 128
+    POOLED = True
 
     def __init__(self, model: VAE) -> None:
         found = list(model.decoder)

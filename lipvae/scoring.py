@@ -87,11 +87,12 @@ class Scorer:
 
     A score depends on (model, x, seed, num_samples, refine, noise, decoder_dtype) only. On a CPU it
     is the same bit for bit whatever the batch, its order and size, the other rows and the number of
-    threads: every image is computed by one thread, alone or in products whose rows do not reach
-    each other, with noise keyed by (seed, k), and as many groups of images at once as torch has
-    threads. On an accelerator images are computed in padded blocks of `batch_size`, so the shapes
-    are always the same there too; another `batch_size` may move the last bits. So may the batch in
-    ``likelihood_regret``, whose gradient steps go over blocks of images.
+    threads: an image goes alone and on one thread through what torch computes, and with others
+    through the C++ kernels, in which no row reaches another; noise is keyed by (seed, k). As many
+    threads are used as torch has. On an accelerator images are computed in padded blocks of
+    `batch_size`, so the shapes are always the same there too; another `batch_size` may move the
+    last bits. So may the batch in ``likelihood_regret``, whose gradient steps go over blocks of
+    images.
 
     Args:
         model: a trained :class:`lipvae.VAE` or a subclass, or a :class:`lipvae.Ensemble`. It is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -41,6 +41,14 @@ class ImportanceStatistics:
 
 # The names of those that are tensors, in order.
 STATISTICS = tuple(field.name for field in fields(ImportanceStatistics))[:-1]
+
+
+def joined_statistics(parts: Sequence[ImportanceStatistics]) -> ImportanceStatistics:
+    """The statistics of all inputs, of those of some of them each."""
+    if len(parts) == 1:
+        return parts[0]
+    found = {name: torch.cat([getattr(part, name) for part in parts]) for name in STATISTICS}
+    return ImportanceStatistics(**found, num_samples=parts[0].num_samples)
 
 
 class ImportanceAccumulator:
