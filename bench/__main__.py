@@ -17,6 +17,7 @@ from bench import bars, machine, results
 from bench.harness import Skip, run_case
 from bench.results import Row, factor, megabytes, seconds
 from bench.settings import Settings
+from lipvae._backend import cpp_module
 
 OPS = (
     "l1_ball", "group_sort", "lipschitz_linear", "importance", "importance_linear",
@@ -89,6 +90,7 @@ def _measure(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="few shapes, about two minutes")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--isa", help="instruction set of our C++ kernels (default: the widest)")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="where to write the rows (default: in out/)"
     )
@@ -98,6 +100,11 @@ def _measure(arguments: Sequence[str]) -> int:
         parser.error(f"--threads must be at least 1, got {options.threads}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here")
+    if options.isa is not None:
+        try:
+            cpp_module().set_isa(options.isa)
+        except (RuntimeError, ValueError) as error:
+            parser.error(f"--isa: {error}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     start = time.perf_counter()

@@ -1,10 +1,14 @@
 // Statistics of importance weights over samples that stream by. Means and squared deviations merge by
 // Chan, Golub & LeVeque (1979); sums of weights are kept relative to the largest weight so far.
+#include "elementary.hpp"
 #include "isa_kernels.hpp"
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 namespace {
+
+using S = Simd<double>;
+using V = Vec<double>;
 
 struct Moments {
   double mean, squares;  // the sum of squared deviations from the mean
@@ -16,18 +20,6 @@ struct Moments {
     mean += delta * (n / total);
   }
 };
-
-template <class Value>
-Moments moments(std::int64_t n, Value&& value) {
-  double sum = 0.0, squares = 0.0;
-  for (std::int64_t k = 0; k < n; ++k) sum += value(k);
-  const double mean = sum / double(n);
-  for (std::int64_t k = 0; k < n; ++k) {
-    const double deviation = value(k) - mean;
-    squares += deviation * deviation;
-  }
-  return {mean, squares};
-}
 
 // What is known of one image: of log p(x | z), of log w, and of w relative to exp(peak).
 struct State {
@@ -41,25 +33,59 @@ double finite(double x) {
   return x > largest ? largest : x < -largest ? -largest : x;
 }
 
+// The first `count` of `lanes` numbers as doubles, zeros beyond them.
+template <class T>
+LIPVAE_INLINE V load_doubles(const T* p, std::int64_t count) {
+  typedef T Stored __attribute__((vector_size(sizeof(T) * S::lanes)));
+  Stored stored{};
+  if (count >= S::lanes)
+    __builtin_memcpy(&stored, p, sizeof stored);
+  else
+    for (int l = 0; l < S::lanes; ++l)
+      if (l < count) stored[l] = p[l];
+  return __builtin_convertvector(stored, V);
+}
+
 template <class T>
 void add_samples(const ImportanceStatistics& a, std::int64_t image) {
   const T* ll = static_cast<const T*>(a.log_likelihood) + image * a.samples;
   const double* ratio = a.log_ratio + image * a.samples;
-  const auto log_likelihood = [&](std::int64_t k) { return double(ll[k]); };
-  const auto log_weight = [&](std::int64_t k) { return double(ll[k]) + ratio[k]; };
   const double n = double(a.samples), before = double(a.before);
+  // Calls body(log p(x | z_k), log w_k, which lanes are there) for vectors of samples.
+  const auto for_each = [&](auto&& body) {
+    for (std::int64_t k = 0; k < a.samples; k += S::lanes) {
+      const V log_likelihood = load_doubles(ll + k, a.samples - k);
+      body(log_likelihood, log_likelihood + load_doubles(ratio + k, a.samples - k), S::first(a.samples - k));
+    }
+  };
 
+  const V lowest = S::splat(-__builtin_inf());
+  V ll_sum{}, weight_sum{}, peaks = lowest;
+  for_each([&](V log_likelihood, V log_weight, S::I there) {
+    ll_sum += log_likelihood;
+    weight_sum += log_weight;
+    peaks = there & (log_weight > peaks) ? log_weight : peaks;
+  });
   // Finite, so that weights of zero, or of infinity, don't become infinity minus infinity.
-  double peak = -__builtin_inf();
-  for (std::int64_t k = 0; k < a.samples; ++k) peak = log_weight(k) > peak ? log_weight(k) : peak;
-  State found{moments(a.samples, log_likelihood), moments(a.samples, log_weight), finite(peak), 0.0, 0.0};
+  State found{{add_lanes<double>(ll_sum) / n, 0.0}, {add_lanes<double>(weight_sum) / n, 0.0}, 0.0, 0.0, 0.0};
+  found.peak = finite(max_lanes<double>(peaks));
   State& state = reinterpret_cast<State*>(a.state)[image];
   if (a.before > 0 && state.peak > found.peak) found.peak = state.peak;
-  for (std::int64_t k = 0; k < a.samples; ++k) {
-    const double weight = __builtin_exp(log_weight(k) - found.peak);
-    found.sum += weight;
-    found.square_sum += weight * weight;
-  }
+
+  V ll_squares{}, weight_squares{}, sum{}, square_sum{};
+  for_each([&](V log_likelihood, V log_weight, S::I there) {
+    const V ll_deviation = S::keep(there, log_likelihood - found.log_likelihood.mean);
+    const V deviation = S::keep(there, log_weight - found.log_weight.mean);
+    const V weight = S::keep(there, exp<double>(log_weight - found.peak));
+    ll_squares += ll_deviation * ll_deviation;
+    weight_squares += deviation * deviation;
+    sum += weight;
+    square_sum += weight * weight;
+  });
+  found.log_likelihood.squares = add_lanes<double>(ll_squares);
+  found.log_weight.squares = add_lanes<double>(weight_squares);
+  found.sum = add_lanes<double>(sum);
+  found.square_sum = add_lanes<double>(square_sum);
   if (a.before > 0) {
     const double scale = __builtin_exp(state.peak - found.peak);
     found.sum += state.sum * scale;
@@ -88,8 +114,8 @@ void add_samples(const ImportanceStatistics& a, std::int64_t image) {
 
 void importance_statistics(const ImportanceStatistics& a) {
   if (a.samples == 0) return;
-  // An exponential takes about as long as 64 bytes of streaming.
-  const double bytes = double(a.samples) * double(a.batch) * 64.0;
+  // An exponential takes about as long as 24 bytes of streaming.
+  const double bytes = double(a.samples) * double(a.batch) * 32.0;
   parallel_for(a.batch, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t image = begin; image < end; ++image)
       if (a.dtype == DType::float32)

@@ -29,8 +29,10 @@ from lipvae.kernels import (
     group_sort,
     importance,
     importance_linear,
+    importance_statistics,
     l1_ball,
     lipschitz_linear,
+    normal_samples,
     vmf,
 )
 
@@ -63,8 +65,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[s
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for name, module in list(sys.modules.items()):
-        if name.startswith("lipvae.kernels.") and hasattr(module, "check_operand"):
-            monkeypatch.setattr(module, "check_operand", lambda _name, value, dim=None: value)
+        for check in ("check_operand", "check_doubles"):
+            if name.startswith("lipvae.kernels.") and hasattr(module, check):
+                monkeypatch.setattr(module, check, lambda _name, value, dim=None: value)
     driver.set_active(_Driver())
     yield names
     driver.set_active(None)  # the next to ask looks for one
@@ -72,6 +75,21 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[s
 
 def rand(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.rand(shape).to(dtype)
+
+
+def statistics(samples: int, images: int, before: int, dtype: torch.dtype) -> None:
+    importance_statistics.importance_statistics(
+        rand(samples, images, dtype=dtype),
+        rand(samples, images, dtype=torch.float64),
+        rand(images, 7, dtype=torch.float64),
+        rand(7, images, dtype=torch.float64),
+        before,
+    )
+
+
+def samples(count: int, images: int, dim: int, dtype: torch.dtype) -> None:
+    sizes = (images, dim), (images, dim), (count, dim)
+    normal_samples.normal_samples(*(rand(*size, dtype=torch.float64) for size in sizes), dtype)
 
 
 def layer(
@@ -123,6 +141,17 @@ LAUNCHES: dict[str, Callable[[], Any]] = {
     "importance_linear, categorical256": lambda: importance_linear.importance_linear_forward(
         rand(1, 1, 16), rand(256, 16), None, rand(1, 1), "categorical256"
     ),
+    "normal_samples of one of each": lambda: samples(1, 1, 1, torch.float32),
+    "normal_samples, half": lambda: samples(130, 3, 300, torch.bfloat16),
+    "importance_statistics of one of each": lambda: statistics(1, 1, 0, torch.float32),
+    "importance_statistics after one": lambda: statistics(1, 1, 1, torch.float32),
+    "importance_statistics, two chunks": lambda: statistics(200, 9, 3, torch.float16),
+    **{
+        f"vmf, {m} dimensions, float64": lambda m=m: vmf.vmf_forward(
+            rand(1, m, dtype=torch.float64), torch.ones(1).double(), 1, torch.tensor([3]), 1, True
+        )
+        for m in (2, 3, 5)
+    },
     **{
         f"vmf, {m} dimensions": lambda m=m: vmf.vmf_forward(
             rand(1, m), torch.ones(1), 1, torch.tensor([3]), 1, True
