@@ -138,17 +138,16 @@ class ImportancePass:
         self._head = model.decoder_head()
         self._dtype = first_parameter(model).dtype
         self._decoder_dtype = decoder_dtype
-        # A subclass may have a prior of its own.
-        prior = getattr(model.log_prior, "__func__", None)
-        self._normal = isinstance(noise, NoiseTiles) and prior is VAE.log_prior
+        # A subclass may have a prior or a posterior of its own.
+        usual = (model.log_prior, VAE.log_prior), (model._encode, VAE._encode)
+        self._normal = all(getattr(method, "__func__", None) is plain for method, plain in usual)
 
     def run(self, x: Tensor, block: int) -> ImportanceStatistics:
         """The statistics of each image.
 
         Args:
             x: [B, C, H, W].
-            block: images in a block on an accelerator. On a CPU the blocks are small, and as many
-                are computed at once as torch has threads.
+            block: images in a block on an accelerator.
         """
         alone = x.device.type == "cpu"
         decoder = self._packed.decoder() if alone and self._decoder_dtype is None else None

@@ -197,7 +197,7 @@ class LipschitzLinear(LipschitzLayer):
     r"""The Lipschitz layer :math:`y = \mathrm{GroupSort}_g(P_r(W) x + b)`, equation (1).
 
     :math:`P_r` projects each row of W onto the L1 ball of radius r, so the layer is r-Lipschitz in
-    L-infinity.
+    L-infinity. Under `torch.autocast` it takes what came out half and computes in its own dtype.
 
     Args:
         in_features: columns of the weight.
@@ -320,7 +320,8 @@ class LipschitzConv2d(LipschitzLayer):
     r"""A convolution by equation (1): each output filter, flattened, is a row of W.
 
     Every output is one row's product with a patch of the zero-padded input, so with any stride
-    and any padding the layer is r-Lipschitz in L-infinity. GroupSort runs over channels.
+    and any padding the layer is r-Lipschitz in L-infinity. GroupSort runs over channels. Under
+    `torch.autocast` it computes in its own dtype, as :class:`LipschitzLinear` does.
 
     Args:
         in_channels: channels of the input.

@@ -43,14 +43,19 @@ class Launches(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def test_a_layer_takes_two_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_takes_two_launches_and_a_frozen_one_takes_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     layer = lipvae.nn.LipschitzLinear(24, 16, group_size=2)
     x = torch.rand(5, 24)
     with torch.no_grad(), lipvae.backend("triton"):
         layer(x)  # Newton's method starts warm from here on
         with Launches(monkeypatch) as launches:
             layer(x)
+        with lipvae.nn.frozen(layer), Launches(monkeypatch) as frozen:
+            layer(x)
     assert launches.names.total() == 2, launches.names
+    assert frozen.names.total() == 1, frozen.names
 
 
 def test_a_layer_and_its_gradient_take_five(monkeypatch: pytest.MonkeyPatch) -> None:
