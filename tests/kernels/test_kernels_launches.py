@@ -18,9 +18,12 @@ from lipvae._packed_model import PackedModel
 class Launches(TorchDispatchMode):
     """Counts torch's ops that would launch a kernel, and those of Triton."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.names: Counter[str] = Counter()
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Launches:
         run = triton.runtime.interpreter.InterpretedFunction.__getitem__
 
         def counted(function: Any, grid: Any) -> Any:
@@ -33,7 +36,13 @@ class Launches(TorchDispatchMode):
 
             return call
 
-        monkeypatch.setattr(triton.runtime.interpreter.InterpretedFunction, "__getitem__", counted)
+        self._patch.setattr(triton.runtime.interpreter.InterpretedFunction, "__getitem__", counted)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patch.undo()
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         views = [r.alias_info for r in op._schema.returns if r.alias_info is not None]
@@ -43,29 +52,27 @@ class Launches(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def test_a_layer_takes_two_launches_and_a_frozen_one_takes_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_layer_takes_two_launches_and_a_frozen_one_takes_one() -> None:
     layer = lipvae.nn.LipschitzLinear(24, 16, group_size=2)
     x = torch.rand(5, 24)
     with torch.no_grad(), lipvae.backend("triton"):
         layer(x)  # Newton's method starts warm from here on
-        with Launches(monkeypatch) as launches:
+        with Launches() as launches:
             layer(x)
-        with lipvae.nn.frozen(layer), Launches(monkeypatch) as frozen:
+        with lipvae.nn.frozen(layer), Launches() as frozen:
             layer(x)
     assert launches.names.total() == 2, launches.names
     assert frozen.names.total() == 1, frozen.names
 
 
-def test_a_layer_and_its_gradient_take_five(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_and_its_gradient_take_five() -> None:
     """Without a gradient of x, which takes one more: a CPU projects once more for it."""
     layer = lipvae.nn.LipschitzLinear(24, 16, group_size=2)
     x = torch.rand(5, 24)
     assert layer.bias is not None
     with lipvae.backend("triton"):
         layer(x)
-        with Launches(monkeypatch) as launches:
+        with Launches() as launches:
             y = layer(x)
             torch.autograd.grad(y, [layer.weight, layer.bias], y)
     assert launches.names == {
@@ -78,9 +85,7 @@ def test_a_layer_and_its_gradient_take_five(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("tiles", [1, 3])
-def test_a_scoring_pass_adds_four_launches_a_tile_to_the_decoder(
-    tiles: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scoring_pass_adds_four_launches_a_tile_to_the_decoder(tiles: int) -> None:
     """As an accelerator runs it: samples, the head in two, and the statistics."""
     model = lipvae.LipschitzVAE((1, 8, 8), 3, "fc", (16, 16)).eval()
     x = torch.rand(4, 1, 8, 8)
@@ -88,10 +93,10 @@ def test_a_scoring_pass_adds_four_launches_a_tile_to_the_decoder(
     with torch.no_grad(), lipvae.backend("triton"):
         work = ImportancePass(model, noise, PackedModel(model))
         list(noise.on(x.device))  # drawn once for all calls
-        with Launches(monkeypatch) as launches:
+        with Launches() as launches:
             posterior = model._encode(x)
         encoder = launches.names.total()
-        with Launches(monkeypatch) as launches:
+        with Launches() as launches:
             work._block(x, 4, False)
     assert posterior.loc.shape == (4, 3)
     decoder = tiles * 4  # two linear layers with ReLU
