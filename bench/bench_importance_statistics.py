@@ -10,7 +10,7 @@ from bench.settings import PUBLIC, Settings, peer
 from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
 
 READ = "sum"
-# K, B; a scorer on a CPU takes eight images and 128 samples at a time.
+# K, B; a thread of a scorer on a CPU takes 128 samples of eight images at a time.
 SHAPES = [(128, 8), (128, 64), (2048, 64)]
 
 

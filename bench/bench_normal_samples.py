@@ -11,7 +11,7 @@ from bench.peers import normal_samples as peers
 from bench.settings import PUBLIC, Settings, copy_limits, peer
 from lipvae import ops
 
-# K, B, m; a scorer on a CPU takes eight images at a time.
+# K, B, m; a thread of a scorer on a CPU takes 128 samples of eight images at a time.
 SHAPES = [(128, 8, 10), (128, 8, 500), (128, 64, 10)]
 
 

@@ -59,8 +59,7 @@ void add_samples(const ImportanceStatistics& a, std::int64_t image) {
     }
   };
 
-  const V lowest = S::splat(-__builtin_inf());
-  V ll_sum{}, weight_sum{}, peaks = lowest;
+  V ll_sum{}, weight_sum{}, peaks = S::splat(-__builtin_inf());
   for_each([&](V log_likelihood, V log_weight, S::I there) {
     ll_sum += log_likelihood;
     weight_sum += log_weight;
@@ -114,7 +113,7 @@ void add_samples(const ImportanceStatistics& a, std::int64_t image) {
 
 void importance_statistics(const ImportanceStatistics& a) {
   if (a.samples == 0) return;
-  // An exponential takes about as long as 24 bytes of streaming.
+  // Two passes and an exponential are work for more bytes than the two numbers of a sample have.
   const double bytes = double(a.samples) * double(a.batch) * 32.0;
   parallel_for(a.batch, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t image = begin; image < end; ++image)

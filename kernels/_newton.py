@@ -61,7 +61,10 @@ def _active(
     LOOP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Sum of max(|w| - tau, 0) at tau = peak - delta, and |A|; from memory if `LOOP`."""
+    """The sum over A, the active set at tau = peak - delta, and |A|; from memory if `LOOP`.
+
+    It is that of |w| - tau or, if `WIDE`, of peak - |w|.
+    """
     hi = (peak - delta).to(tl.float32)
     low = (peak - hi.to(tl.float64)) - delta
     if LOOP:

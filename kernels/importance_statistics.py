@@ -62,9 +62,8 @@ def add_samples(
     count = tl.cast(samples, tl.float64)
     total = count
     state = state_ptr + image.to(tl.int64) * STATE
-    if (
-        not FIRST
-    ):  # read before the first reduction, which all threads wait for, and so before a write
+    if not FIRST:
+        # Read before the first reduction, which all threads wait for, and so before a write.
         n = tl.cast(before, tl.float64)
         total += n
         old_ll_mean = tl.load(state, mask=there, other=0.0)

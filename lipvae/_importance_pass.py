@@ -191,11 +191,7 @@ class ImportancePass:
                     accumulator.update(decoder.log_likelihood(z, targets[some]), log_ratio)
             found[i] = accumulator.statistics()
 
-        if pooled:
-            for_each(blocks, work)
-        else:
-            for i in range(blocks):
-                work(i)
+        _each(blocks, work, pooled)
         return joined_statistics(found)
 
     def encode(self, x: Tensor, block: int) -> Any:
@@ -317,8 +313,9 @@ def _parts(x: Tensor, size: int, alone: bool) -> list[Tensor]:
     return [x[i : i + 1].clone() for i in range(len(x))] if alone else [_padded(x, size)]
 
 
-def _each(count: int, work: Callable[[int], None], alone: bool) -> None:
-    if alone:
+def _each(count: int, work: Callable[[int], None], pooled: bool) -> None:
+    """Calls ``work(0)`` to ``work(count - 1)``, by a pool of threads or one after the other."""
+    if pooled:
         for_each(count, work)
     else:
         for i in range(count):

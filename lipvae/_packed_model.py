@@ -59,7 +59,7 @@ class PackedModel:
 
 
 # What a subclass may do in its own way.
-_METHODS = ("_encode", "decode", "decode_hidden", "log_prior")
+_METHODS = ("_encode", "decode", "decode_hidden")
 
 
 def _state(model: VAE) -> list[object] | None:

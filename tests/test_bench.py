@@ -242,6 +242,12 @@ def test_cuda_is_refused_without_a_gpu(capsys):
     assert "finds no GPU" in capsys.readouterr().err
 
 
+def test_an_unknown_instruction_set_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--isa", "mmx"])
+    assert "mmx" in capsys.readouterr().err
+
+
 def test_each_score_has_its_cost():
     names = ("hole_indicator", "waic", "pixel_mean")
     shared = {"device": "cpu", "device_name": "a", "threads": 1}

@@ -15,6 +15,8 @@ from conftest import assert_as_accurate
 from torch import Tensor
 
 from lipvae import reference
+from lipvae.ops.importance_statistics import STATE
+from lipvae.statistics import STATISTICS
 
 _C = pytest.importorskip("lipvae._C")
 
@@ -425,6 +427,11 @@ def test_good_arguments_are_accepted(function: str) -> None:
 def test_bad_arguments_are_refused_by_name(function: str, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
         getattr(_C, function)(**{**accepted(function), name: value})
+
+
+def test_the_statistics_have_one_size() -> None:
+    """Buffers are made by one of the numbers and written by the other."""
+    assert _C.importance_state == STATE == len(STATISTICS)
 
 
 def test_addresses_of_nothing_may_be_null() -> None:

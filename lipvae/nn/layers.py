@@ -193,6 +193,13 @@ class LipschitzLayer(nn.Module):
         return self
 
 
+# What a frozen linear layer is on the backends that keep more of it than a weight.
+_FROZEN: dict[str, type[PackedLipschitzLinear] | type[KnownThresholds]] = {
+    "cpp": PackedLipschitzLinear,
+    "triton": KnownThresholds,
+}
+
+
 class LipschitzLinear(LipschitzLayer):
     r"""The Lipschitz layer :math:`y = \mathrm{GroupSort}_g(P_r(W) x + b)`, equation (1).
 
@@ -296,9 +303,8 @@ class LipschitzLinear(LipschitzLayer):
         """
         fixed, backend = self._frozen, self._backend()
         rows = x.reshape(-1, self.in_features)
-        if (isinstance(fixed, PackedLipschitzLinear) and backend == "cpp" and not compiling()) or (
-            isinstance(fixed, KnownThresholds) and backend == "triton" and not compiling()
-        ):
+        kind = _FROZEN.get(backend)
+        if kind is not None and isinstance(fixed, kind) and not compiling():
             y = fixed(rows)
         elif isinstance(fixed, Tensor) and backend == "reference":
             y = linear(rows, fixed, self.bias)

@@ -29,6 +29,7 @@ def statistics(ll: torch.Tensor, ratio: torch.Tensor, chunk: int) -> torch.Tenso
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("k", "b", "chunk"), [(2, 1, 1), (20, 3, 7), (130, 9, 130), (300, 2, 300)])
 def test_against_truth(k: int, b: int, chunk: int, dtype: torch.dtype) -> None:
+    # Of like size, since the divergence is a difference of two means and has their rounding.
     ll = (5 * torch.randn(k, b) - 10).to(dtype)
     ratio = 2 * torch.randn(k, b, dtype=torch.float64) + 3
     truth = reference.importance_statistics(ll, ratio, torch.zeros_like(ratio))
