@@ -249,11 +249,33 @@ void conv_transpose_forward(Address x, Address panels, Address bias, Address out
   lipvae::kernels().conv_transpose(arguments);
 }
 
-bool lipschitz_linear_forward(Address x, Address weight, Address bias, double radius, Address warm,
-                              Address y, Address threshold, Address projected, Address panels,
-                              Address code, Address entries, std::int64_t rows, std::int64_t columns,
-                              std::int64_t inner, std::int64_t width, int group_size, int dtype,
-                              int threads) {
+// The list that lipschitz_linear_forward makes for lipschitz_linear_backward.
+class Entries {
+ public:
+  Entries(std::int64_t columns, std::int64_t inner, DType dtype)
+      : columns_(columns), inner_(inner), dtype_(dtype),
+        memory_(operator new(std::size_t(lipvae::entries_bytes(columns, inner, dtype)), alignment)) {}
+  ~Entries() { operator delete(memory_, alignment); }
+  Entries(const Entries&) = delete;
+  Entries& operator=(const Entries&) = delete;
+  void* memory() const { return memory_; }
+  // Throws unless they are of such a weight.
+  void check(std::int64_t columns, std::int64_t inner, DType dtype) const {
+    if (columns != columns_ || inner != inner_ || dtype != dtype_)
+      throw py::value_error("entries must be of a weight of this shape and dtype");
+  }
+
+ private:
+  static constexpr std::align_val_t alignment{64};
+  std::int64_t columns_, inner_;
+  DType dtype_;
+  void* memory_;
+};
+
+std::unique_ptr<Entries> lipschitz_linear_forward(
+    Address x, Address weight, Address bias, double radius, Address warm, Address y, Address threshold,
+    Address panels, Address code, bool listing, std::int64_t rows, std::int64_t columns, std::int64_t inner,
+    std::int64_t width, int group_size, int dtype, int threads) {
   if (panels) check_width(width, dtype_of(dtype));
   const std::int64_t size = span({{"D", columns}, {"H", inner}});
   panels_span(1, columns, inner, lipvae::kernels().panel_width(dtype_of(dtype)));
@@ -264,30 +286,41 @@ bool lipschitz_linear_forward(Address x, Address weight, Address bias, double ra
   check_address("weight", weight, size);
   check_address("y", y, span({{"rows", rows}, {"D", columns}}));
   check_address("threshold", threshold, columns);
+  std::unique_ptr<Entries> entries;
+  if (listing) entries = std::make_unique<Entries>(columns, inner, dtype_of(dtype));
   bool listed = false;
   const lipvae::LipschitzLinear arguments{
       pointer<const void>(x), pointer<const void>(weight), pointer<const void>(bias), radius,
-      pointer<const double>(warm), pointer<void>(y), pointer<double>(threshold), pointer<void>(projected),
-      pointer<void>(panels), group_size, pointer<std::uint8_t>(code), rows,
-      columns, inner, dtype_of(dtype), threads, pointer<void>(entries), &listed};
-  py::gil_scoped_release release;
-  lipvae::kernels().lipschitz_linear(arguments);
-  return listed;
+      pointer<const double>(warm), pointer<void>(y), pointer<double>(threshold), pointer<void>(panels),
+      group_size, pointer<std::uint8_t>(code), rows, columns, inner, dtype_of(dtype), threads,
+      listing ? entries->memory() : nullptr, &listed};
+  {
+    py::gil_scoped_release release;
+    lipvae::kernels().lipschitz_linear(arguments);
+  }
+  if (!listed) entries.reset();
+  return entries;
 }
 
-void lipschitz_linear_backward(Address grad, Address x, Address entries, Address threshold, Address grad_x,
-                               Address grad_weight, std::int64_t rows, std::int64_t columns,
-                               std::int64_t inner, int dtype, int threads) {
+void lipschitz_linear_backward(Address grad, Address code, Address x, Address weight, const Entries* entries,
+                               Address threshold, Address grad_x, Address grad_weight, Address grad_bias,
+                               std::int64_t rows, std::int64_t columns, std::int64_t inner, int group_size,
+                               int dtype, int threads) {
   const std::int64_t size = span({{"D", columns}, {"H", inner}});
+  panels_span(1, columns, inner, lipvae::kernels().panel_width(dtype_of(dtype)));
   check_threads(threads);
+  check_optional_group_size(group_size, columns);
   check_address("grad", grad, span({{"rows", rows}, {"D", columns}}));
   check_address("x", x, span({{"rows", rows}, {"H", inner}}));
-  check_address("entries", entries, size);
+  check_address("weight", weight, size);
   check_address("threshold", threshold, columns);
+  if (group_size) check_address("code", code, rows * columns);
+  if (entries) entries->check(columns, inner, dtype_of(dtype));
   const lipvae::LipschitzLinearBackward arguments{
-      pointer<const void>(grad), pointer<const void>(x), pointer<const void>(entries),
-      pointer<const double>(threshold), pointer<void>(grad_x), pointer<void>(grad_weight), rows,
-      columns, inner, dtype_of(dtype), threads};
+      pointer<const void>(grad), pointer<const std::uint8_t>(group_size ? code : 0), group_size,
+      pointer<const void>(x), pointer<const void>(weight), entries ? entries->memory() : nullptr,
+      pointer<const double>(threshold), pointer<void>(grad_x), pointer<void>(grad_weight),
+      pointer<void>(grad_bias), rows, columns, inner, dtype_of(dtype), threads};
   py::gil_scoped_release release;
   lipvae::kernels().lipschitz_linear_backward(arguments);
 }
@@ -464,27 +497,22 @@ PYBIND11_MODULE(_C, m) {
         "of `together` that are likely so.",
         "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "together"_a, "relu"_a,
         "group_size"_a, "dtype"_a, "threads"_a);
+  py::class_<Entries>(m, "Entries", "What lipschitz_linear_forward leaves for lipschitz_linear_backward.");
   m.def("lipschitz_linear_forward", &lipschitz_linear_forward,
         "Writes y [rows, D] = x P^T + bias, sorted as in linear_forward, for x [rows, H], P the projection of\n"
         "weight [D, H] by l1_ball_forward and bias [D] or 0. Writes threshold as that does, given warm, and\n"
         "code, unless it is 0, as group_sort_forward of [rows, D, 1] does. panels [1, ceil(D / width),\n"
-        "1 + H, width], if it is not 0, receives what linear_pack makes of P. Without panels a P with few\n"
-        "entries is listed, and True returned; entries, if it is not 0, receives the list (entries_bytes of\n"
-        "memory), and projected [D, H], if it is not 0, a P that is not listed. A row of y depends on its\n"
-        "row of x only and is that of linear_forward.",
-        "x"_a, "weight"_a, "bias"_a, "radius"_a, "warm"_a, "y"_a, "threshold"_a, "projected"_a, "panels"_a,
-        "code"_a, "entries"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "group_size"_a, "dtype"_a, "threads"_a);
+        "1 + H, width], if it is not 0, receives what linear_pack makes of P. Returns None or, if listing and\n"
+        "P has few entries and no panels are asked for, Entries. A row of y depends on its row of x only and\n"
+        "is that of linear_forward.",
+        "x"_a, "weight"_a, "bias"_a, "radius"_a, "warm"_a, "y"_a, "threshold"_a, "panels"_a, "code"_a,
+        "listing"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "group_size"_a, "dtype"_a, "threads"_a);
   m.def("lipschitz_linear_backward", &lipschitz_linear_backward,
-        "The gradients of lipschitz_linear_forward without its sort, where P was listed: given grad [rows, D],\n"
-        "writes grad_x [rows, H] and grad_weight [D, H], through the projection; either may be 0.",
-        "grad"_a, "x"_a, "entries"_a, "threshold"_a, "grad_x"_a, "grad_weight"_a, "rows"_a, "D"_a, "H"_a,
-        "dtype"_a, "threads"_a);
-  m.def("entries_bytes",
-        [](std::int64_t columns, std::int64_t inner, int dtype) {
-          span({{"D", columns}, {"H", inner}});
-          return lipvae::entries_bytes(columns, inner, dtype_of(dtype));
-        },
-        "Bytes that the entries of lipschitz_linear_forward may take.", "D"_a, "H"_a, "dtype"_a);
+        "The gradients of lipschitz_linear_forward, given its code if group_size is not 0, its threshold and\n"
+        "what it returned. From grad [rows, D] it writes grad_x [rows, H], grad_weight [D, H], through the\n"
+        "projection, and grad_bias [D]; each may be 0. A row of grad_x depends on its row of grad only.",
+        "grad"_a, "code"_a, "x"_a, "weight"_a, "entries"_a, "threshold"_a, "grad_x"_a, "grad_weight"_a,
+        "grad_bias"_a, "rows"_a, "D"_a, "H"_a, "group_size"_a, "dtype"_a, "threads"_a);
   m.def("conv_transpose_forward", &conv_transpose_forward,
         "Writes out [batch, *to], the transposed convolution of x [batch, *input], both (height, width,\n"
         "channels), or its positive part if relu. panels has a column for each (y, x, channel) of the kernel;\n"

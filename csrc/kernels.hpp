@@ -128,30 +128,32 @@ struct LipschitzLinear {
   const void* weight;  // [columns, inner]
   const void* bias;    // [columns] or null
   double radius;
-  const double* warm;   // [columns] or null, as in L1Ball
-  void* y;              // [rows, columns]
-  double* threshold;    // [columns]
-  void* projected;      // [columns, inner] or null: P(weight), if it is not listed
-  void* panels;         // or null: what linear_pack makes of it
-  int group_size;       // 0: no sort
-  std::uint8_t* code;   // of group_sort, or null
+  const double* warm;  // [columns] or null, as in L1Ball
+  void* y;             // [rows, columns]
+  double* threshold;   // [columns]
+  void* panels;        // or null: what linear_pack makes of P(weight)
+  int group_size;      // 0: no sort
+  std::uint8_t* code;  // of group_sort, or null
   std::int64_t rows, columns, inner;
   DType dtype;
   int threads;
-  // A P(weight) with few entries is listed and multiplied as a list, unless panels are asked for, or
-  // `projected` without `entries`.
+  // A P(weight) with few entries is listed and multiplied as a list, unless panels are asked for.
   void* entries;  // or null
   bool* listed;   // or null: whether it was
 };
 
-// The gradients of LipschitzLinear without its sort, where P(weight) was listed. Throws std::bad_alloc.
+// The gradients of LipschitzLinear; those that are null are not asked for. Throws std::bad_alloc.
 struct LipschitzLinearBackward {
-  const void* grad;  // [rows, columns]
-  const void* x;     // [rows, inner]
-  const void* entries;
-  const double* threshold;  // [columns]
-  void* grad_x;             // [rows, inner] or null
-  void* grad_weight;        // [columns, inner] or null: through the projection
+  const void* grad;          // [rows, columns]
+  const std::uint8_t* code;  // of group_sort, or null: nothing was sorted
+  int group_size;
+  const void* x;             // [rows, inner]
+  const void* weight;        // [columns, inner]
+  const void* entries;       // of P(weight), or null if it was not listed
+  const double* threshold;   // [columns]
+  void* grad_x;              // [rows, inner]
+  void* grad_weight;         // [columns, inner]: through the projection
+  void* grad_bias;           // [columns]
   std::int64_t rows, columns, inner;
   DType dtype;
   int threads;

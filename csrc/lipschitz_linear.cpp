@@ -1,6 +1,6 @@
 // The Lipschitz layer. A weight of which the projection leaves little, as training makes it, becomes a list
-// of entries. Any other is packed: while a panel of it is in the cache, the first tile of rows is multiplied
-// by it; further rows read the panels again.
+// of entries. Any other is projected a few rows at a time and multiplied while these are in the cache: with
+// panels of x, if x has the rows of a usual batch, or else packed themselves, for further rows to read again.
 #include "isa_kernels.hpp"
 #include "scratch.hpp"
 #include "sparse_rows.hpp"
@@ -12,6 +12,7 @@ namespace {
 template <class T>
 bool list(const LipschitzLinear& a, const Entries<T>& to) {
   constexpr std::int64_t block = 16;  // rows projected one after the other
+  constexpr std::int64_t probe = 2;   // the first ones tell whether the others are worth a try
   const T* weight = static_cast<const T*>(a.weight);
   const std::int64_t columns = a.columns, inner = a.inner, blocks = (columns + block - 1) / block;
   const double bytes = 2.0 * double(columns) * double(inner) * sizeof(T);
@@ -21,15 +22,20 @@ bool list(const LipschitzLinear& a, const Entries<T>& to) {
     RowProjector<T> projector(inner, a.radius, fetching);
     const std::int64_t last = end * block < columns ? end * block : columns;
     std::int64_t at = entries_places(begin * block, inner);
-    for (std::int64_t c = begin * block; c < last;) {
-      const std::int64_t count = last - c < block ? last - c : block;
+    for (std::int64_t c = begin * block, most = probe; c < last; most = block) {
+      const std::int64_t count = last - c < most ? last - c : most;
       projector.project(weight + c * inner, count, a.warm ? a.warm + c : nullptr, nullptr, a.threshold + c,
                         false);
-      // As if the rows behind it were as full: a dense weight is seen at once.
-      const std::int64_t rest = entries_places(c + count, inner);
-      for (const std::int64_t next = c + count; c < next && at >= 0; ++c)
+      // As if the rows behind were as full. The first may be fuller, but not all of them.
+      const std::int64_t next = c + count, row = entries_places(1, inner);
+      const std::int64_t rest = entries_places(last - c < block ? last : most == probe ? c + block : next, inner);
+      std::int64_t least = inner;
+      for (; c < next && at >= 0; ++c) {
+        const std::int64_t before = at;
         at = list_row(weight + c * inner, inner, a.threshold[c], to, c, at, rest);
-      if (at < 0) __atomic_store_n(&fits, false, __ATOMIC_RELAXED);
+        if (at - before < least) least = at - before;
+      }
+      if (at < 0 || (most == probe && least > row)) __atomic_store_n(&fits, false, __ATOMIC_RELAXED);
       if (!__atomic_load_n(&fits, __ATOMIC_RELAXED)) return;
     }
   });
@@ -73,12 +79,66 @@ void multiply_listed(const LipschitzLinear& a, const Entries<T>& w) {
 // Whether P(weight) could be listed, and y is there.
 template <class T>
 bool forward_listed(const LipschitzLinear& a) {
-  if (a.panels || (a.projected && !a.entries) || a.inner >= std::int64_t{1} << 31) return false;
+  if (a.panels || a.inner >= std::int64_t{1} << 31) return false;
   const Scratch scratch(a.entries ? 0 : entries_bytes(a.columns, a.inner, a.dtype));
   const Entries<T> entries(a.entries ? a.entries : scratch.get(), a.columns, a.inner);
   if (!list(a, entries)) return false;
   multiply_listed(a, entries);
   return true;
+}
+
+template <class T>
+double packed_bytes(const LipschitzLinear& a, std::int64_t rows) {
+  return 4.0 * double(a.columns) * double(a.inner) * sizeof(T) + product_bytes<T>(rows, a.inner, a.columns);
+}
+
+// Whether the rows of x are few and fill their vectors, but for a sixteenth.
+template <class T>
+bool suits_panels(std::int64_t rows, std::int64_t inner) {
+  constexpr std::int64_t lanes = Simd<T>::lanes;
+  return rows <= Panel<T>::batch(inner) && 16 * ((rows + lanes - 1) / lanes * lanes) <= 17 * rows;
+}
+
+// A row of P(weight) multiplies panels of x as a row of x would multiply panels of P(weight): the same sums.
+template <class T>
+void forward_beside(const LipschitzLinear& a) {
+  using P = Panel<T>;
+  constexpr std::int64_t block = 48;  // rows of the weight: whole strips
+  const T* x = static_cast<const T*>(a.x);
+  const T* weight = static_cast<const T*>(a.weight);
+  const T* bias = static_cast<const T*>(a.bias);
+  T* y = static_cast<T*>(a.y);
+  const std::int64_t rows = a.rows, columns = a.columns, inner = a.inner;
+  const std::int64_t count = P::count(rows), size = P::size(inner), width = count * P::width;
+  const std::int64_t blocks = (columns + block - 1) / block, parts = a.threads < blocks ? a.threads : blocks;
+  const std::int64_t part_size = block * (width + inner);
+  const Scratch scratch((count * size + parts * part_size) * std::int64_t(sizeof(T)));
+  T* const panels = static_cast<T*>(scratch.get());
+  T* const parts_begin = panels + count * size;
+  const double x_bytes = 4.0 * double(rows) * double(inner) * sizeof(T);
+  parallel_for(count, x_bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p)
+      pack_panel<T>(x + p * P::width * inner, nullptr, rows - p * P::width, inner, panels + p * size);
+  });
+  int next_part = 0;
+  parallel_for(blocks, packed_bytes<T>(a, rows), a.threads, [&](std::int64_t begin, std::int64_t end) {
+    RowProjector<T> projector(inner, a.radius, false);
+    T* const projected = parts_begin + __atomic_fetch_add(&next_part, 1, __ATOMIC_RELAXED) * part_size;
+    T* const product = projected + block * inner;
+    const std::int64_t last = end * block < columns ? end * block : columns;
+    for (std::int64_t c = begin * block; c < last; c += block) {
+      const std::int64_t filled = last - c < block ? last - c : block, left = last - c - filled;
+      projector.project(weight + c * inner, filled, a.warm ? a.warm + c : nullptr, projected, a.threshold + c,
+                        false);
+      for (std::int64_t i = 0; i < filled; ++i) fill_row(product + i * width, width, bias ? bias[c + i] : T(0));
+      const Lines following = Lines::of(weight + (c + filled) * inner, (left < block ? left : block) * inner);
+      multiply<T>({{1, filled}, {projected, inner, 0}, inner, panels, rows, false, {product, width, 0}, true,
+                   following}, false);
+      transpose<T>(product, width, filled, rows, y + c, columns);
+    }
+  });
+  if (a.group_size)
+    group_sort({y, y, a.code, rows, columns, 1, a.group_size, a.dtype, a.threads, 0});
 }
 
 template <class T>
@@ -90,32 +150,28 @@ void forward_packed(const LipschitzLinear& a) {
   T* y = static_cast<T*>(a.y);
   const std::int64_t columns = a.columns, inner = a.inner;
   const std::int64_t count = P::count(columns), size = P::size(inner), rows_size = P::width * inner;
-  // A batch of a usual size takes one tile, whatever `inner`.
-  const std::int64_t most = P::tile(inner) > 128 ? P::tile(inner) : 128, first = a.rows < most ? a.rows : most;
+  const std::int64_t most = P::batch(inner), first = a.rows < most ? a.rows : most;
   // What nobody asks for lies in a part of the scratch that each thread writes again and again: it stays in
   // the cache, and the operating system is not asked for pages. Further rows need all panels.
-  const bool keeps_panels = a.panels || first < a.rows, keeps_rows = a.projected;
+  const bool keeps_panels = a.panels || first < a.rows;
   const std::int64_t parts = a.threads < count ? a.threads : count;
-  const std::int64_t part_size = (keeps_panels ? 0 : size) + (keeps_rows ? 0 : rows_size);
+  const std::int64_t part_size = rows_size + (keeps_panels ? 0 : size);
   const std::int64_t panels_size = keeps_panels && !a.panels ? count * size : 0;
   const Scratch scratch((panels_size + parts * part_size) * std::int64_t(sizeof(T)));
   T* const parts_begin = static_cast<T*>(scratch.get()) + panels_size;
   T* const panels = static_cast<T*>(a.panels ? a.panels : scratch.get());
-  T* const projected = static_cast<T*>(a.projected);
   int next_part = 0;
   const bool fetching = double(columns) * double(inner) * sizeof(T) > fetched_bytes;
-  const double bytes = 4.0 * double(columns) * double(inner) * sizeof(T) + product_bytes<T>(first, inner, columns);
-  parallel_for(count, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(count, packed_bytes<T>(a, first), a.threads, [&](std::int64_t begin, std::int64_t end) {
     RowProjector<T> projector(inner, a.radius, fetching);
-    T* const part = parts_begin + __atomic_fetch_add(&next_part, 1, __ATOMIC_RELAXED) * part_size;
+    T* const projected = parts_begin + __atomic_fetch_add(&next_part, 1, __ATOMIC_RELAXED) * part_size;
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t column = p * P::width, left = columns - column;
       const std::int64_t filled = left < P::width ? left : P::width;
-      T* const panel = keeps_panels ? panels + p * size : part;
-      T* const rows = keeps_rows ? projected + column * inner : keeps_panels ? part : part + size;
-      projector.project(weight + column * inner, filled, a.warm ? a.warm + column : nullptr, rows,
+      T* const panel = keeps_panels ? panels + p * size : projected + rows_size;
+      projector.project(weight + column * inner, filled, a.warm ? a.warm + column : nullptr, projected,
                         a.threshold + column, false);
-      pack_panel(rows, bias ? bias + column : nullptr, filled, inner, panel);
+      pack_panel(projected, bias ? bias + column : nullptr, filled, inner, panel);
       if (keeps_panels) mark_not_finite(panel, inner);
       multiply<T>({{1, first}, {x, inner, 0}, inner, panel, filled, false, {y + column, columns, 0}}, false);
     }
@@ -131,7 +187,11 @@ template <class T>
 void forward(const LipschitzLinear& a) {
   const bool listed = forward_listed<T>(a);
   if (a.listed) *a.listed = listed;
-  if (!listed) forward_packed<T>(a);
+  if (listed) return;
+  if (!a.panels && suits_panels<T>(a.rows, a.inner))
+    forward_beside<T>(a);
+  else
+    forward_packed<T>(a);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
-// The gradients of the Lipschitz layer where the projection left few entries: of the weight's gradient
-// only those entries are asked for.
+// The gradients of the Lipschitz layer. Where the projection left few entries, only they are asked for of the
+// weight's gradient. Otherwise P(weight) is made again, a block at a time, and never lies in memory as a whole;
+// the weight's gradient is projected while its block is in the cache.
 #include "isa_kernels.hpp"
+#include "l1_gradient.hpp"
 #include "scratch.hpp"
 #include "sparse_rows.hpp"
 
@@ -64,9 +66,8 @@ void project_gradient(const T* sums, const Entries<T>& w, std::int64_t row, doub
 }
 
 template <class T>
-void backward(const LipschitzLinearBackward& a) {
+void backward_listed(const LipschitzLinearBackward& a, const T* grad) {
   using S = Simd<T>;
-  const T* grad = static_cast<const T*>(a.grad);
   const T* x = static_cast<const T*>(a.x);
   T *grad_x = static_cast<T*>(a.grad_x), *grad_weight = static_cast<T*>(a.grad_weight);
   const Entries<T> w(const_cast<void*>(a.entries), a.columns, a.inner);  // only read
@@ -119,6 +120,163 @@ void backward(const LipschitzLinearBackward& a) {
     for (std::int64_t c = begin; c < end; ++c)
       project_gradient(sums, w, c, a.threshold[c], inner, grad_weight + c * inner);
   });
+}
+
+// A panel of `columns` columns of rows that lie `inner` apart.
+template <class T>
+void copy_panel(const T* rows, std::int64_t count, std::int64_t inner, std::int64_t columns, T* panel) {
+  constexpr int width = Panel<T>::width;
+  const std::int64_t filled = columns < width ? columns : width;
+  fill_row(panel, width, T(0));
+  for (std::int64_t r = 0; r < count; ++r) {
+    T* const to = panel + (1 + r) * width;
+    __builtin_memcpy(to, rows + r * inner, std::size_t(filled) * sizeof(T));
+    for (std::int64_t c = filled; c < width; ++c) to[c] = T(0);
+  }
+}
+
+constexpr std::int64_t weight_block = 48;  // rows of the weight's gradient: whole strips
+constexpr std::int64_t most_terms = 256;   // of one pass over that gradient
+
+template <class T>
+void weight_gradient(const LipschitzLinearBackward& a, const T* grad) {
+  using P = Panel<T>;
+  const T *x = static_cast<const T*>(a.x), *weight = static_cast<const T*>(a.weight);
+  T* const out = static_cast<T*>(a.grad_weight);
+  const std::int64_t rows = a.rows, columns = a.columns, inner = a.inner, count = P::count(inner);
+  const std::int64_t blocks = (columns + weight_block - 1) / weight_block, most = rows < most_terms ? rows : most_terms;
+  const Scratch scratch((count * P::size(most) + columns * most) * std::int64_t(sizeof(T)));
+  T* const panels = static_cast<T*>(scratch.get());
+  T* const across = panels + count * P::size(most);  // grad, transposed
+  std::int64_t first = 0;
+  do {
+    const std::int64_t terms = rows - first < most ? rows - first : most, size = P::size(terms);
+    const bool last = first + terms == rows;
+    const double x_bytes = 2.0 * double(terms) * double(inner) * sizeof(T);
+    const double grad_bytes = 2.0 * double(terms) * double(columns) * sizeof(T);
+    parallel_for(count, x_bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t p = begin; p < end; ++p)
+        copy_panel(x + first * inner + p * P::width, terms, inner, inner - p * P::width, panels + p * size);
+    });
+    for_each_line<T>(columns, grad_bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+      transpose(grad + first * columns + begin, columns, terms, end - begin, across + begin * terms, terms);
+    });
+    const double bytes = 3.0 * double(columns) * double(inner) * sizeof(T) + product_bytes<T>(columns, terms, inner);
+    parallel_for(blocks, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t c = begin * weight_block; c < columns && c < end * weight_block; c += weight_block) {
+        const std::int64_t filled = columns - c < weight_block ? columns - c : weight_block;
+        const Lines ahead = Lines::of(weight + c * inner, last ? filled * inner : 0);
+        T* const to = out + c * inner;
+        multiply<T>({{1, filled}, {across + c * terms, terms, 0}, terms, panels, inner, false, {to, inner, 0}, first > 0,
+                     ahead}, false);
+        for (std::int64_t i = 0; last && i < filled; ++i)
+          gradient_row(to + i * inner, weight + (c + i) * inner, inner, a.threshold[c + i], to + i * inner, false);
+      }
+    });
+    first += terms;
+  } while (first < rows);
+}
+
+// A panel of `columns` columns of P(weight) as they lie, of `count` rows that lie `inner` apart.
+template <class T>
+void project_panel(const T* weight, const double* threshold, std::int64_t count, std::int64_t inner,
+                   std::int64_t columns, T* panel) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  constexpr int width = Panel<T>::width;
+  fill_row(panel, width, T(0));
+  for (std::int64_t r = 0; r < count; ++r, weight += inner) {
+    const double tau = threshold[r];
+    const SoftThreshold<T> soft(split(tau, T()));
+    T* const to = panel + (1 + r) * width;
+#pragma GCC unroll 4
+    for (int v = 0; v < width; v += S::lanes) {
+      const std::int64_t left = columns - v;
+      V w = left >= S::lanes ? S::load(weight + v) : left > 0 ? S::load_first(weight + v, left) : V{};
+      if (tau > 0.0) w = S::keep(soft.active(w), soft.shrink(w));
+      if (tau != tau) w = S::splat(T(tau));
+      S::store(to + v, w);
+    }
+  }
+}
+
+// For rows and columns of x that are a thread's.
+template <class T>
+void input_gradient(const LipschitzLinearBackward& a, const T* grad, std::int64_t begin, std::int64_t end,
+                    std::int64_t first, std::int64_t last) {
+  using P = Panel<T>;
+  const T* weight = static_cast<const T*>(a.weight);
+  T* const out = static_cast<T*>(a.grad_x);
+  const std::int64_t columns = a.columns, inner = a.inner;
+  const std::int64_t depth = columns < P::depth ? columns : P::depth, most = P::batch(inner);
+  const Scratch scratch(P::size(depth) * std::int64_t(sizeof(T)));
+  T* const panel = static_cast<T*>(scratch.get());
+  for (std::int64_t row = begin; row < end; row += most) {
+    const std::int64_t rows = end - row < most ? end - row : most;
+    std::int64_t c = 0;
+    do {
+      const std::int64_t terms = columns - c < depth ? columns - c : depth, left = columns - c - terms;
+      const Lines ahead = Lines::of(weight + (c + terms) * inner, (left < depth ? left : depth) * inner);
+      for (std::int64_t p = first; p < last; ++p) {
+        const std::int64_t i = p * P::width, width = inner - i < P::width ? inner - i : P::width;
+        project_panel(weight + c * inner + i, a.threshold + c, terms, inner, width, panel);
+        multiply<T>({{1, rows}, {grad + row * columns + c, columns, 0}, terms, panel, width, false,
+                     {out + row * inner + i, inner, 0}, c > 0, ahead.share(p, P::count(inner))}, false);
+      }
+      c += terms;
+    } while (c < columns);
+  }
+}
+
+template <class T>
+void input_gradient(const LipschitzLinearBackward& a, const T* grad) {
+  const std::int64_t panels = Panel<T>::count(a.inner), most = Panel<T>::batch(a.inner);
+  const std::int64_t tiles = (a.rows + most - 1) / most;
+  const double bytes = double(a.columns) * double(a.inner) * sizeof(T) + product_bytes<T>(a.rows, a.columns, a.inner);
+  if (tiles >= a.threads)
+    parallel_for(tiles, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+      input_gradient(a, grad, begin * most, end * most < a.rows ? end * most : a.rows, 0, panels);
+    });
+  else
+    parallel_for(panels, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+      input_gradient(a, grad, 0, a.rows, begin, end);
+    });
+}
+
+template <class T>
+void bias_gradient(const LipschitzLinearBackward& a, const T* grad) {
+  T* const out = static_cast<T*>(a.grad_bias);
+  const std::int64_t rows = a.rows, columns = a.columns;
+  const Scratch scratch(columns * std::int64_t(sizeof(double)));
+  double* const total = static_cast<double*>(scratch.get());
+  const double bytes = double(rows) * double(columns) * sizeof(T);
+  for_each_line<T>(columns, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t c = begin; c < end; ++c) total[c] = 0.0;
+    for (std::int64_t first = 0; first < rows; first += most_terms) {
+      for (std::int64_t c = begin; c < end; ++c) out[c] = T(0);
+      for (std::int64_t r = first; r < rows && r < first + most_terms; ++r)
+        for (std::int64_t c = begin; c < end; ++c) out[c] += grad[r * columns + c];
+      for (std::int64_t c = begin; c < end; ++c) total[c] += double(out[c]);
+    }
+    for (std::int64_t c = begin; c < end; ++c) out[c] = T(total[c]);
+  });
+}
+
+template <class T>
+void backward(const LipschitzLinearBackward& a) {
+  const T* grad = static_cast<const T*>(a.grad);
+  const Scratch unsorted(a.code ? a.rows * a.columns * std::int64_t(sizeof(T)) : 0);
+  if (a.code) {
+    group_sort_backward({grad, a.code, unsorted.get(), a.rows, a.columns, 1, a.group_size, a.dtype, a.threads});
+    grad = static_cast<const T*>(unsorted.get());
+  }
+  if (a.grad_bias) bias_gradient(a, grad);
+  if (a.entries) {
+    if (a.grad_x || a.grad_weight) backward_listed(a, grad);
+    return;
+  }
+  if (a.grad_weight) weight_gradient(a, grad);
+  if (a.grad_x) input_gradient(a, grad);
 }
 
 }  // namespace

@@ -43,6 +43,9 @@ struct Panel {
     return whole > 4 * rows ? whole : 4 * rows;
   }
 
+  // Rows of a usual batch, which take one tile whatever `inner`.
+  static std::int64_t batch(std::int64_t inner) { return tile(inner) > 128 ? tile(inner) : 128; }
+
   static std::int64_t count(std::int64_t columns) { return (columns + width - 1) / width; }
   static std::int64_t size(std::int64_t inner) { return (1 + inner) * width; }
 };
@@ -72,6 +75,28 @@ void mark_not_finite(T* panel, std::int64_t inner) {
     S::store(bias, S::load(bias) + nothing[v]);
   }
 }
+
+// Lines of memory that a product asks for as it goes.
+struct Lines {
+  static constexpr std::uintptr_t bytes = 64;
+  std::uintptr_t first = 0;
+  std::int64_t count = 0;
+
+  template <class T>
+  static Lines of(const T* begin, std::int64_t numbers) {
+    return {reinterpret_cast<std::uintptr_t>(begin), numbers * std::int64_t(sizeof(T)) / std::int64_t(bytes)};
+  }
+  Lines share(std::int64_t i, std::int64_t shares) const {
+    const std::int64_t begin = i * count / shares;
+    return {first + std::uintptr_t(begin) * bytes, (i + 1) * count / shares - begin};
+  }
+  void fetch() const {
+    for (std::int64_t line = 0; line < count; ++line) {
+      __builtin_prefetch(reinterpret_cast<const void*>(first + std::uintptr_t(line) * bytes), 0, 2);
+      __asm__ volatile("");  // or GCC leaves out a loop that does nothing but ask
+    }
+  }
+};
 
 // Terms of a part of the inner dimension, in one or two chains.
 struct AllTerms {
@@ -162,7 +187,7 @@ void multiply_strip(std::int64_t rows, const Strip<T>& a, const Terms& terms) {
   multiply_rows<T, most, vectors>(a, terms);
 }
 
-// out = x W^T + bias or its positive part, for the panels of `columns` columns.
+// out = x W^T + bias or its positive part, for the panels of `columns` columns; or out += x W^T.
 template <class T>
 struct Product {
   RowCounts counts;
@@ -172,6 +197,8 @@ struct Product {
   std::int64_t columns;
   bool relu;
   RowPlaces<T> out;
+  bool onto = false;  // adds to what out holds, and not to the bias
+  Lines ahead = {};   // what is used after this product; none: what follows in the panels
 };
 
 // The parts of the inner dimension whose sums are added, and the one or two chains of each.
@@ -196,26 +223,26 @@ struct Parts {
 // One part of one panel, for all rows. `listed` may be null.
 template <class T, int vectors = Panel<T>::vectors>
 void multiply_panel(const Product<T>& p, std::int64_t column, const T* panel, const Parts<T>& parts,
-                    std::int64_t part, const NonzeroTerms* listed) {
+                    std::int64_t part, const NonzeroTerms* listed, std::int64_t slice, std::int64_t slices) {
   const std::int64_t columns = p.columns - column;
   if constexpr (vectors > 1)
     if (columns <= (vectors - 1) * Simd<T>::lanes)
-      return multiply_panel<T, vectors - 1>(p, column, panel, parts, part, nullptr);
+      return multiply_panel<T, vectors - 1>(p, column, panel, parts, part, nullptr, slice, slices);
   constexpr int most = Panel<T>::rows_beside(vectors), width = Panel<T>::width;
   const std::int64_t strips = p.counts.strips(most);
   const AllTerms all = parts[part];
-  // What follows in memory is the next part of the panel, or the next panel, or nothing.
-  constexpr std::uintptr_t line = 64;
   const T* const weights = panel + width;
-  const std::int64_t lines =
-      strips < 4 ? 0 : std::int64_t(std::uintptr_t(all.end - all.begin) * width * sizeof(T) / line);
-  std::uintptr_t ahead = reinterpret_cast<std::uintptr_t>(weights + all.end * width);
+  const bool onto = part || p.onto;
+  // What follows in the panels is the next part of one, or the next one, or nothing.
+  const Lines next = Lines::of(weights + all.end * width, strips < 4 ? 0 : (all.end - all.begin) * width);
   std::int64_t i = 0;
   for_each_strip(p.counts, most, [&](std::int64_t group, std::int64_t row, std::int64_t height) {
-    for (std::int64_t n = (i + 1) * lines / strips - i * lines / strips; n > 0; --n, ahead += line)
-      __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+    if (p.ahead.count)
+      p.ahead.share(slice * strips + i, slices * strips).fetch();
+    else
+      next.share(i, strips).fetch();
     T* const out = p.out.at(group, row) + column;
-    const Strip<T> strip{p.x.at(group, row), p.x.stride, weights, part ? out : panel, part ? p.out.stride : 0, out,
+    const Strip<T> strip{p.x.at(group, row), p.x.stride, weights, onto ? out : panel, onto ? p.out.stride : 0, out,
                          p.out.stride, columns, p.relu && part == parts.count - 1};
     if (vectors == Panel<T>::vectors && listed && !listed->all(i)) {
       const std::int64_t first = part * parts.chains;
@@ -232,9 +259,12 @@ void multiply_panel(const Product<T>& p, std::int64_t column, const T* panel, co
 template <class T>
 void multiply_panels(const Product<T>& p, const Parts<T>& parts, const NonzeroTerms* listed) {
   using P = Panel<T>;
+  const std::int64_t slices = P::count(p.columns) * parts.count;
   const T* panel = p.panels;
+  std::int64_t slice = 0;
   for (std::int64_t column = 0; column < p.columns; column += P::width, panel += P::size(p.inner))
-    for (std::int64_t part = 0; part < parts.count; ++part) multiply_panel(p, column, panel, parts, part, listed);
+    for (std::int64_t part = 0; part < parts.count; ++part, ++slice)
+      multiply_panel(p, column, panel, parts, part, listed, slice, slices);
 }
 
 // Called for at most Panel::tile rows, it keeps to the second cache. Where x may hold many zeros, they are

@@ -6,6 +6,8 @@ compiler: str
 threading: str
 importance_state: int
 
+class Entries: ...
+
 def l1_ball_threshold(
     weight: int,
     rows: int,
@@ -117,10 +119,9 @@ def lipschitz_linear_forward(
     warm: int,
     y: int,
     threshold: int,
-    projected: int,
     panels: int,
     code: int,
-    entries: int,
+    listing: bool,
     rows: int,
     D: int,
     H: int,
@@ -128,21 +129,24 @@ def lipschitz_linear_forward(
     group_size: int,
     dtype: int,
     threads: int,
-) -> bool: ...
+) -> Entries | None: ...
 def lipschitz_linear_backward(
     grad: int,
+    code: int,
     x: int,
-    entries: int,
+    weight: int,
+    entries: Entries | None,
     threshold: int,
     grad_x: int,
     grad_weight: int,
+    grad_bias: int,
     rows: int,
     D: int,
     H: int,
+    group_size: int,
     dtype: int,
     threads: int,
 ) -> None: ...
-def entries_bytes(D: int, H: int, dtype: int) -> int: ...
 def conv_transpose_forward(
     x: int,
     panels: int,

@@ -142,18 +142,18 @@ def lipschitz_linear(
     rows, columns, inner = 403, 328, 517
     x, weight = random(rows, inner, dtype=dtype), random(columns, inner, dtype=dtype)
     bias, y = random(columns, dtype=dtype), torch.empty(rows, columns, dtype=dtype)
-    threshold, projected = torch.empty(columns, dtype=torch.float64), torch.empty_like(weight)
+    threshold = torch.empty(columns, dtype=torch.float64)
     panels = torch.empty_like(pack(weight, bias, 1, threads))
     width = (columns // group_size + 7) // 8 if group_size else 0
     swaps = torch.empty(COMPARATORS.get(group_size, 0), rows, width, dtype=torch.uint8)
-    at = [t.data_ptr() for t in (y, threshold, projected, panels, swaps)]
+    at = [t.data_ptr() for t in (y, threshold, panels, swaps)]
     head = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), 1.7, 0)
     tail = (panels.shape[-1], group_size, code(dtype), threads)
-    assert not _C.lipschitz_linear_forward(*head, *at, 0, rows, columns, inner, *tail)
+    assert _C.lipschitz_linear_forward(*head, *at, True, rows, columns, inner, *tail) is None
     # What else it can be asked to leave out changes none of it, nor does the packed weight.
     alone, packed = torch.empty_like(y), torch.empty_like(y)
     _C.lipschitz_linear_forward(
-        *head, alone.data_ptr(), at[1], 0, 0, 0, 0, rows, columns, inner, *tail
+        *head, alone.data_ptr(), at[1], 0, 0, False, rows, columns, inner, *tail
     )
     tail = (panels.shape[-1], 1, False, group_size, code(dtype), threads)
     at = [tensor.data_ptr() for tensor in (x, panels, packed)]
@@ -163,7 +163,7 @@ def lipschitz_linear(
     truth = reference.lipschitz_linear(
         x.double(), weight.double(), bias.double(), 1.7, group_size or None
     )
-    return (y, projected, threshold, panels, swaps), [truth, *(None,) * 4]
+    return (y, threshold, panels, swaps), [truth, *(None,) * 3]
 
 
 def importance_linear(
@@ -337,12 +337,12 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "lipschitz_linear_forward": (
-        "x weight bias warm y threshold projected panels code entries",
-        {"rows": 2, "radius": 1.0, "group_size": 2, **PANELS},
+        "x weight bias warm y threshold panels code",
+        {"rows": 2, "radius": 1.0, "listing": True, "group_size": 2, **PANELS},
     ),
     "lipschitz_linear_backward": (
-        "grad x entries threshold grad_x grad_weight",
-        {"rows": 2, "D": 3, "H": 4, "dtype": 1},
+        "grad code x weight threshold grad_x grad_weight grad_bias",
+        {"entries": None, "rows": 2, "D": 4, "H": 4, "group_size": 2, "dtype": 1},
     ),
     "importance_linear_forward": (
         "hidden panels target total",
@@ -371,10 +371,12 @@ NULLABLE = {
     ("linear_forward", "group_size"),
     *(
         ("lipschitz_linear_forward", name)
-        for name in ("bias", "warm", "projected", "panels", "code", "entries", "group_size")
+        for name in ("bias", "warm", "panels", "code", "group_size")
     ),
-    ("lipschitz_linear_backward", "grad_x"),
-    ("lipschitz_linear_backward", "grad_weight"),
+    *(
+        ("lipschitz_linear_backward", name)
+        for name in ("grad_x", "grad_weight", "grad_bias", "group_size")
+    ),
 }
 COUNTS = ("rows", "cols", "outer", "n", "inner", "K", "B", "D", "H", "planes", "samples", "m")
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -434,6 +436,20 @@ def test_the_statistics_have_one_size() -> None:
     assert _C.importance_state == STATE == len(STATISTICS)
 
 
+def test_entries_of_another_weight_are_refused() -> None:
+    x, weight = torch.rand(4, 64), torch.zeros(8, 64)
+    weight[:, 3] = 2.0
+    y, threshold = torch.empty(4, 8), torch.empty(8, dtype=torch.float64)
+    at = [t.data_ptr() for t in (y, threshold)]
+    entries = _C.lipschitz_linear_forward(
+        x.data_ptr(), weight.data_ptr(), 0, 1.0, 0, *at, 0, 0, True, 4, 8, 64, 0, 0, 0, 1
+    )
+    assert isinstance(entries, _C.Entries)
+    given = {**accepted("lipschitz_linear_backward"), "entries": entries}
+    with pytest.raises(ValueError, match="entries must be of a weight of this shape and dtype"):
+        _C.lipschitz_linear_backward(**given)
+
+
 def test_addresses_of_nothing_may_be_null() -> None:
     _C.l1_ball_forward(0, 0, 4, 1.0, 0, 0, 0, 0, 1)
     _C.group_sort_forward(0, 0, 0, 0, 4, 1, 2, 0, 1)
@@ -454,6 +470,7 @@ def test_the_stub_lists_what_the_module_has() -> None:
         if isinstance(node, ast.FunctionDef)
     }
     attributes = {ast.unparse(node.target) for node in tree.body if isinstance(node, ast.AnnAssign)}
+    attributes |= {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     public = {name for name in dir(_C) if not name.startswith("__")} | {"__version__"}
     assert public == functions.keys() | attributes
     for name, arguments in functions.items():

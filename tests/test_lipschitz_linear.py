@@ -12,6 +12,7 @@ from lipvae._backend import cpp_availability
 from lipvae.functional import lipschitz_linear
 from lipvae.ops.group_sort import forward as group_sort_forward
 from lipvae.ops.packed_lipschitz import PackedLipschitzLinear, cpp_forward
+from lipvae.ops.panels import PackedLinear
 
 BACKENDS = ["reference", "cpp"]
 FEW = pytest.mark.parametrize("few", [False, True], ids=["dense", "few"])
@@ -150,14 +151,12 @@ def test_projects_as_l1_ball_does(columns: int, radius: float, dtype: torch.dtyp
     projected, threshold = ops.l1_ball(weight, radius)
     for warm in (None, threshold, 0.5 * threshold, 3 * threshold):
         x = torch.randn(3, columns, dtype=dtype)
-        y, found, kept, code, _ = cpp_forward(
-            x, weight, bias, radius, 2, warm, record=True, project=True
-        )
-        assert kept is not None
+        y, found, code, _ = cpp_forward(x, weight, bias, radius, 2, warm, record=True)
         assert torch.equal(found, threshold)
-        assert torch.equal(kept, projected)
-        assert torch.equal(kept.signbit(), projected.signbit())
+        kept = cpp_forward(torch.eye(columns, dtype=dtype), weight, None, radius, 0, warm)[0]
+        assert torch.equal(kept.t(), projected)
         linear = cpp_forward(x, weight, bias, radius, 0, warm)[0]
+        assert torch.equal(linear, PackedLinear(projected, bias)(x))
         ordered, swaps = group_sort_forward(linear, 2, 1, True)
         assert torch.equal(y, ordered)
         assert code is not None
@@ -180,19 +179,18 @@ def test_a_list_of_entries_gives_the_bits_of_the_matrix(
             x, weight, bias = (t.detach() for t in problem(rows, columns, 72, dtype, few=True))
             weight[9] /= 1e4  # inside the ball: all its entries
             arguments = x, weight, bias, 1.3, group_size, None
-            y, threshold, projected, code, entries = cpp_forward(
-                *arguments, record=True, project=True, listing=True
-            )
-            dense = cpp_forward(*arguments, record=True, project=True)
-            if columns > 40:  # of 40 columns the row inside the ball has too many
-                assert entries is not None
-                assert projected is None
-            assert dense[4] is None
-            assert torch.equal(y, dense[0])
-            assert torch.equal(threshold, dense[1])
-            assert group_size == 0 or torch.equal(code, dense[3])
+            y, threshold, code, entries = cpp_forward(*arguments, record=True, listing=True)
+            # Of 40 columns the row inside the ball has too many.
+            assert entries is not None or columns == 40
+            assert torch.equal(threshold, ops.l1_ball(weight, 1.3)[1])
             packed = PackedLipschitzLinear(weight, bias, 1.3, group_size or None)
             assert torch.equal(packed(x), y)
+            unsorted = PackedLipschitzLinear(weight, bias, 1.3, None)(x)
+            if group_size:
+                swaps = group_sort_forward(unsorted, group_size, 1, True)[1]
+                assert code is not None
+                assert swaps is not None
+                assert torch.equal(code, swaps)
             assert torch.equal(cpp_forward(*arguments)[0], y)
     finally:
         torch.set_num_threads(before)
@@ -223,7 +221,7 @@ def test_gradcheck_of_a_list_of_entries() -> None:
     listed = cpp_forward(
         x.detach(), weight.detach(), bias.detach(), 1.3, 2, None, record=True, listing=True
     )
-    assert listed[4] is not None
+    assert listed[3] is not None
     assert torch.autograd.gradcheck(
         lambda *inputs: lipschitz_linear(*inputs, 1.3, 2), (x, weight, bias)
     )

@@ -17,10 +17,10 @@ struct Shape {
   bool sparse = false;  // few rows inside the ball
 };
 
-// The entries are those of `projected`, and the gradients by them those of the dense products.
+// The entries are those of `projected`.
 template <class T>
-void check_list(const KernelTable& kernels, const Shape& s, const std::string& name, const Buffer<T>& x,
-                const Buffer<T>& projected, const Buffer<double>& threshold, Buffer<std::int64_t>& entries) {
+void check_list(const Shape& s, const std::string& name, const Buffer<T>& projected,
+                const Buffer<std::int64_t>& entries) {
   const std::int64_t* extent = entries.data();
   const T* values = reinterpret_cast<const T*>(extent + 2 * s.columns);
   const auto* index = reinterpret_cast<const std::int32_t*>(values + entries_places(s.columns, s.inner));
@@ -37,16 +37,39 @@ void check_list(const KernelTable& kernels, const Shape& s, const std::string& n
   for (std::int64_t i = 0; i < projected.size(); ++i)
     same &= rebuilt[i] == projected[i] || (rebuilt[i] != rebuilt[i] && projected[i] != projected[i]);
   expect(same, name + ": entries");
+}
 
-  const Buffer<T> grad = normals<T>(s.rows * s.columns);
-  Buffer<T> grad_x(s.rows * s.inner), grad_weight(s.columns * s.inner);
+// What the layer made for its backward pass.
+template <class T>
+struct Made {
+  const Buffer<T>&x, &weight, &projected;
+  const Buffer<double>& threshold;
+  const std::uint8_t* code;
+  const void* entries;  // or null
+};
+
+// Gradients against those of the dense products in double.
+template <class T>
+void check_gradients(const KernelTable& kernels, const Shape& s, const std::string& name, const Made<T>& made) {
+  const Buffer<T>&x = made.x, &projected = made.projected;
+  const Buffer<double>& threshold = made.threshold;
+  const Buffer<T> grad_y = normals<T>(s.rows * s.columns);
+  Buffer<T> grad(grad_y.size()), grad_x(s.rows * s.inner), grad_weight(s.columns * s.inner), grad_bias(s.columns);
+  if (s.group_size)
+    kernels.group_sort_backward({grad_y.data(), made.code, grad.data(), s.rows, s.columns, 1, s.group_size, dtype<T>, 1});
+  else
+    std::copy(grad_y.data(), grad_y.data() + grad_y.size(), grad.data());
   LipschitzLinearBackward call{};
-  call.grad = grad.data();
+  call.grad = grad_y.data();
+  call.code = s.group_size ? made.code : nullptr;
+  call.group_size = s.group_size;
   call.x = x.data();
-  call.entries = entries.data();
+  call.weight = made.weight.data();
+  call.entries = made.entries;
   call.threshold = threshold.data();
   call.grad_x = grad_x.data();
   call.grad_weight = grad_weight.data();
+  call.grad_bias = grad_bias.data();
   call.rows = s.rows;
   call.columns = s.columns;
   call.inner = s.inner;
@@ -65,7 +88,12 @@ void check_list(const KernelTable& kernels, const Shape& s, const std::string& n
     }
   for (std::int64_t c = 0; c < s.columns; ++c) {
     std::vector<double> sums(std::size_t(s.inner), 0.0);
-    double mean = 0.0, size = 0.0, count = 0.0;
+    double mean = 0.0, size = 0.0, count = 0.0, bias = 0.0, bias_size = 0.0;
+    for (std::int64_t r = 0; r < s.rows; ++r) {
+      bias += double(grad[r * s.columns + c]);
+      bias_size += std::abs(double(grad[r * s.columns + c]));
+    }
+    expect(close(grad_bias[c], bias, double(s.rows) * epsilon<T> * bias_size), name + ": grad bias");
     for (std::int64_t i = 0; i < s.inner; ++i) {
       for (std::int64_t r = 0; r < s.rows; ++r)
         sums[std::size_t(i)] += double(grad[r * s.columns + c]) * double(x[r * s.inner + i]);
@@ -87,6 +115,21 @@ void check_list(const KernelTable& kernels, const Shape& s, const std::string& n
       expect(close(grad_weight[c * s.inner + i], truth, tolerance), name + ": grad weight");
     }
   }
+  // One alone is the same, to the bit, with one thread too.
+  Buffer<T> x_alone(grad_x.size()), weight_alone(grad_weight.size()), bias_alone(s.columns);
+  const struct {
+    void *x, *weight, *bias;
+  } asked[] = {{x_alone.data(), nullptr, nullptr}, {nullptr, weight_alone.data(), nullptr}, {nullptr, nullptr, bias_alone.data()}};
+  call.threads = 1;
+  for (const auto& wish : asked) {
+    call.grad_x = wish.x;
+    call.grad_weight = wish.weight;
+    call.grad_bias = wish.bias;
+    kernels.lipschitz_linear_backward(call);
+  }
+  expect(x_alone.same_bits(grad_x), name + ": grad x alone");
+  expect(weight_alone.same_bits(grad_weight), name + ": grad weight alone");
+  expect(bias_alone.same_bits(grad_bias), name + ": grad bias alone");
 }
 
 template <class T>
@@ -118,7 +161,7 @@ void check(const KernelTable& kernels, const Shape& s, double radius) {
 
   // 4: what may come as a list of entries.
   for (int kept = 0; kept < 5; ++kept) {
-    Buffer<T> got(y.size()), got_projected(projected.size()), got_panels(packed);
+    Buffer<T> got(y.size()), got_panels(packed);
     Buffer<std::int64_t> entries(entries_bytes(s.columns, s.inner, dtype<T>) / 8 + 1);
     bool listed = false;
     Buffer<double> got_threshold(s.columns);
@@ -131,7 +174,6 @@ void check(const KernelTable& kernels, const Shape& s, double radius) {
     call.warm = kept % 2 ? warm.data() : nullptr;
     call.y = got.data();
     call.threshold = got_threshold.data();
-    call.projected = kept & 1 || kept == 4 ? got_projected.data() : nullptr;
     call.panels = kept & 2 ? got_panels.data() : nullptr;
     call.group_size = s.group_size;
     call.code = s.group_size && kept != 3 ? got_code.data() : nullptr;
@@ -145,10 +187,12 @@ void check(const KernelTable& kernels, const Shape& s, double radius) {
     kernels.lipschitz_linear(call);
     expect(got.same_bits(y), name + ": values");
     expect(got_threshold.same_bits(threshold), name + ": thresholds");
-    expect(!call.projected || listed || got_projected.same_bits(projected), name + ": projected weight");
-    expect(!listed || kept == 0 || kept == 4, name + ": a list that nobody asked for");
-    expect(!s.sparse || listed == (kept == 0 || kept == 4), name + ": no list of few entries");
-    if (listed && kept == 4) check_list<T>(kernels, s, name, x, projected, threshold, entries);
+    expect(!listed || !call.panels, name + ": a list beside panels");
+    expect(!s.sparse || listed == !call.panels, name + ": no list of few entries");
+    if (listed && kept == 4) check_list<T>(s, name, projected, entries);
+    if (kept == 4 || (kept == 0 && listed))
+      check_gradients<T>(kernels, s, name, {x, weight, projected, threshold, got_code.data(),
+                                            listed && kept == 4 ? entries.data() : nullptr});
     expect(!call.panels || got_panels.same_bits(panels), name + ": panels");
     expect(!call.code || got_code.same_bits(code), name + ": code");
   }

@@ -179,7 +179,8 @@ class LipschitzLayer(nn.Module):
         """
         if not self.training or compiling():
             return False
-        return not (self.threshold.is_cuda and torch.cuda.is_current_stream_capturing())
+        on_gpu = self._buffers["threshold"].is_cuda  # type: ignore[union-attr]
+        return not (on_gpu and torch.cuda.is_current_stream_capturing())
 
     def _freeze(self) -> Any:
         """What :func:`frozen` keeps of the layer."""

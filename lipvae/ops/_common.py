@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from lipvae._backend import backend, requested
 
@@ -47,21 +48,25 @@ def direct_apply(function: type[Function]) -> Callable[..., Any]:
     return apply
 
 
-def on_requested_backend(
+def first_order(
     backward: Callable[Concatenate[Any, _Grads], _Gradients],
 ) -> Callable[Concatenate[Any, _Grads], _Gradients]:
-    """A Function's backward pass on the backend asked for in its forward pass, `ctx.requested`.
+    """A Function's backward pass without a second derivative, on the backend of its forward pass.
 
-    Autograd runs it on a thread of its own for CUDA tensors, which knows of no choice that
-    :func:`lipvae.backend` made for another thread.
+    That backend is `ctx.requested`: autograd runs backward passes on a thread of its own for CUDA
+    tensors, which knows of no choice that :func:`lipvae.backend` made for another thread. Only a
+    graph of the backward pass needs torch's decorator, whose Python no cache holds after a matrix
+    product.
     """
+    refusing_another = once_differentiable(backward)
 
     @functools.wraps(backward)
     def run(ctx: Any, *grads: _Grads.args, **none: _Grads.kwargs) -> _Gradients:
+        call = refusing_another if torch.is_grad_enabled() else backward
         if ctx.requested == requested() or ctx.requested is None:
-            return backward(ctx, *grads, **none)
+            return call(ctx, *grads, **none)
         with backend(ctx.requested):
-            return backward(ctx, *grads, **none)
+            return call(ctx, *grads, **none)
 
     return run
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import CPU, compiling, dtype_code, needs_grad, on_requested_backend
+from lipvae.ops._common import CPU, compiling, dtype_code, first_order, needs_grad
 
 
 def _extent(x: Tensor, dim: int) -> tuple[int, int, int]:
@@ -128,8 +127,7 @@ class _GroupSort(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
-    @on_requested_backend
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (code,) = ctx.saved_tensors
         return backward(grad, code, ctx.group_size, ctx.dim), None, None

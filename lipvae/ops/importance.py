@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
+from lipvae.ops._common import compiling, dtype_code, first_order, needs_grad
 
 FAMILY_CODES = {family: code for code, family in enumerate(reference.FAMILIES)}
 
@@ -115,8 +114,7 @@ class _Importance(torch.autograd.Function):
         return forward(parameters, target, family)
 
     @staticmethod
-    @once_differentiable
-    @on_requested_backend
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         parameters, target = ctx.saved_tensors
         return backward(grad, parameters, target, ctx.family), None, None

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import CPU, compiling, dtype_code, needs_grad, on_requested_backend
+from lipvae.ops._common import CPU, compiling, dtype_code, first_order, needs_grad
 
 
 def forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -130,8 +129,7 @@ class _L1Ball(torch.autograd.Function):
         return projected, threshold
 
     @staticmethod
-    @once_differentiable
-    @on_requested_backend
+    @first_order
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
         if grad is None:
             return None, None, None

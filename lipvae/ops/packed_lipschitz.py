@@ -6,6 +6,9 @@ input row alone, bit for bit, whatever the batch and the number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,16 +29,14 @@ def cpp_forward(
     warm: Tensor | None,
     *,
     record: bool = False,
-    project: bool = False,
     listing: bool = False,
     panels: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """x [N, in] -> y [N, out], thresholds, projected weight, code, entries; group_size 0: no sort.
+) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+    """x [N, in] -> y [N, out], thresholds, code, entries; group_size 0: no sort.
 
-    There is no projected weight without `project` and no code without a sort or without `record`.
-    With `listing` a projected weight with few entries comes as a list of them, for
-    :func:`cpp_backward`, and not as a matrix. `panels`, if given, are written: see
-    :func:`lipvae.ops.panels.empty_panels`.
+    There is no code without a sort or without `record`. With `listing` the entries of a projected
+    weight that has few come as an object for :func:`cpp_backward`, else None. `panels`, if given,
+    are written: see :func:`lipvae.ops.panels.empty_panels`.
     """
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -43,17 +44,12 @@ def cpp_forward(
     # All by one function: each other one would be fetched into a cache that a product has filled.
     y = torch.empty(rows, columns, dtype=weight.dtype, device=CPU)
     threshold = torch.empty(columns, dtype=torch.float64, device=CPU)
-    projected = torch.empty(columns, inner, dtype=weight.dtype, device=CPU) if project else None
     code = None
     if record and group_size:
         comparators = len(reference.NETWORKS[group_size])
         shape = (comparators, rows, (columns // group_size + 7) // 8)
         code = torch.empty(shape, dtype=torch.uint8, device=CPU)
-    extension, entries = cpp_module(), None
-    if listing:
-        size = extension.entries_bytes(columns, inner, dtype_code(weight))
-        entries = torch.empty(size, dtype=torch.uint8, device=CPU)
-    listed = extension.lipschitz_linear_forward(
+    entries = cpp_module().lipschitz_linear_forward(
         x.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
@@ -61,10 +57,9 @@ def cpp_forward(
         0 if warm is None else warm.data_ptr(),
         y.data_ptr(),
         threshold.data_ptr(),
-        0 if projected is None else projected.data_ptr(),
         0 if panels is None else panels.data_ptr(),
         0 if code is None else code.data_ptr(),
-        0 if entries is None else entries.data_ptr(),
+        listing,
         rows,
         columns,
         inner,
@@ -73,39 +68,43 @@ def cpp_forward(
         dtype_code(weight),
         kernel_threads(),
     )
-    if listing and listed:
-        return y, threshold, None, code, entries
-    return y, threshold, projected, code, None
+    return y, threshold, code, entries
 
 
 def cpp_backward(
     grad: Tensor,
     x: Tensor,
-    entries: Tensor,
+    weight: Tensor,
     threshold: Tensor,
-    *,
-    needs_x: bool,
-    needs_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and of the weight, without the sort, where the weight came as `entries`."""
-    grad, x = grad.contiguous(), x.contiguous()
-    (rows, inner), columns = x.shape, grad.shape[1]
-    grad_x = torch.empty_like(x) if needs_x else None
-    grad_weight = torch.empty(columns, inner, dtype=x.dtype, device=CPU) if needs_weight else None
+    code: Tensor | None,
+    group_size: int,
+    needs: Sequence[bool],
+    entries: Any,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias; None for one that is not needed."""
+    grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
+    dtype, (columns, inner) = weight.dtype, weight.shape
+    grad_x = torch.empty(x.shape, dtype=dtype, device=CPU) if needs[0] else None
+    grad_weight = torch.empty(columns, inner, dtype=dtype, device=CPU) if needs[1] else None
+    grad_bias = torch.empty(columns, dtype=dtype, device=CPU) if needs[2] else None
     cpp_module().lipschitz_linear_backward(
         grad.data_ptr(),
+        0 if code is None else code.data_ptr(),
         x.data_ptr(),
-        entries.data_ptr(),
+        weight.data_ptr(),
+        entries,
         threshold.data_ptr(),
         0 if grad_x is None else grad_x.data_ptr(),
         0 if grad_weight is None else grad_weight.data_ptr(),
-        rows,
+        0 if grad_bias is None else grad_bias.data_ptr(),
+        x.shape[0],
         columns,
         inner,
-        dtype_code(x),
+        0 if code is None else group_size,
+        dtype_code(weight),
         kernel_threads(),
     )
-    return grad_x, grad_weight
+    return grad_x, grad_weight, grad_bias
 
 
 class PackedLipschitzLinear:

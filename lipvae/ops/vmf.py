@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, needs_grad, on_requested_backend
+from lipvae.ops._common import compiling, dtype_code, first_order, needs_grad
 from lipvae.ops.vmf_density import moments
 
 MAX_DIM = 8192  # of the kernels, which hold a sample's numbers on the stack or in registers
@@ -150,8 +149,7 @@ class _Vmf(torch.autograd.Function):
         return x, t
 
     @staticmethod
-    @once_differentiable
-    @on_requested_backend
+    @first_order
     def backward(ctx: Any, grad: Tensor | None, grad_t: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         if grad is None:
