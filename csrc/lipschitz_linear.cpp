@@ -96,7 +96,8 @@ double packed_bytes(const LipschitzLinear& a, std::int64_t rows) {
 template <class T>
 bool suits_panels(std::int64_t rows, std::int64_t inner) {
   constexpr std::int64_t lanes = Simd<T>::lanes;
-  return rows <= Panel<T>::batch(inner) && 16 * ((rows + lanes - 1) / lanes * lanes) <= 17 * rows;
+  const std::int64_t fit = 2 * Panel<T>::tile(inner), most = fit < 128 ? 128 : fit < 256 ? fit : 256;
+  return rows <= most && 16 * ((rows + lanes - 1) / lanes * lanes) <= 17 * rows;
 }
 
 // A row of P(weight) multiplies panels of x as a row of x would multiply panels of P(weight): the same sums.
@@ -131,7 +132,7 @@ void forward_beside(const LipschitzLinear& a) {
       projector.project(weight + c * inner, filled, a.warm ? a.warm + c : nullptr, projected, a.threshold + c,
                         false);
       for (std::int64_t i = 0; i < filled; ++i) fill_row(product + i * width, width, bias ? bias[c + i] : T(0));
-      const Lines following = Lines::of(weight + (c + filled) * inner, (left < block ? left : block) * inner);
+      const Ahead following = Ahead::of(weight + (c + filled) * inner, (left < block ? left : block) * inner);
       multiply<T>({{1, filled}, {projected, inner, 0}, inner, panels, rows, false, {product, width, 0}, true,
                    following}, false);
       transpose<T>(product, width, filled, rows, y + c, columns);

@@ -165,7 +165,7 @@ void weight_gradient(const LipschitzLinearBackward& a, const T* grad) {
     parallel_for(blocks, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t c = begin * weight_block; c < columns && c < end * weight_block; c += weight_block) {
         const std::int64_t filled = columns - c < weight_block ? columns - c : weight_block;
-        const Lines ahead = Lines::of(weight + c * inner, last ? filled * inner : 0);
+        const Ahead ahead = Ahead::of(weight + c * inner, last ? filled * inner : 0);
         T* const to = out + c * inner;
         multiply<T>({{1, filled}, {across + c * terms, terms, 0}, terms, panels, inner, false, {to, inner, 0}, first > 0,
                      ahead}, false);
@@ -216,7 +216,7 @@ void input_gradient(const LipschitzLinearBackward& a, const T* grad, std::int64_
     std::int64_t c = 0;
     do {
       const std::int64_t terms = columns - c < depth ? columns - c : depth, left = columns - c - terms;
-      const Lines ahead = Lines::of(weight + (c + terms) * inner, (left < depth ? left : depth) * inner);
+      const Ahead ahead = Ahead::of(weight + (c + terms) * inner, (left < depth ? left : depth) * inner);
       for (std::int64_t p = first; p < last; ++p) {
         const std::int64_t i = p * P::width, width = inner - i < P::width ? inner - i : P::width;
         project_panel(weight + c * inner + i, a.threshold + c, terms, inner, width, panel);

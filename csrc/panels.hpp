@@ -76,25 +76,18 @@ void mark_not_finite(T* panel, std::int64_t inner) {
   }
 }
 
-// Lines of memory that a product asks for as it goes.
-struct Lines {
-  static constexpr std::uintptr_t bytes = 64;
-  std::uintptr_t first = 0;
-  std::int64_t count = 0;
+// Memory that a product asks for as it goes, a little with each term.
+struct Ahead {
+  const char* first = nullptr;
+  std::int64_t bytes = 0;
 
   template <class T>
-  static Lines of(const T* begin, std::int64_t numbers) {
-    return {reinterpret_cast<std::uintptr_t>(begin), numbers * std::int64_t(sizeof(T)) / std::int64_t(bytes)};
+  static Ahead of(const T* begin, std::int64_t numbers) {
+    return {reinterpret_cast<const char*>(begin), numbers * std::int64_t(sizeof(T))};
   }
-  Lines share(std::int64_t i, std::int64_t shares) const {
-    const std::int64_t begin = i * count / shares;
-    return {first + std::uintptr_t(begin) * bytes, (i + 1) * count / shares - begin};
-  }
-  void fetch() const {
-    for (std::int64_t line = 0; line < count; ++line) {
-      __builtin_prefetch(reinterpret_cast<const void*>(first + std::uintptr_t(line) * bytes), 0, 2);
-      __asm__ volatile("");  // or GCC leaves out a loop that does nothing but ask
-    }
+  Ahead share(std::int64_t i, std::int64_t shares) const {
+    const std::int64_t begin = i * bytes / shares;
+    return {first + begin, (i + 1) * bytes / shares - begin};
   }
 };
 
@@ -117,6 +110,8 @@ struct Strip {
   T* out;
   std::int64_t out_stride, columns;  // of the panel
   bool relu;
+  const char* ahead;  // what the first term asks for, and how far on the next one does
+  std::int64_t ahead_step;
 };
 
 template <class T, int rows, int vectors, class Terms>
@@ -125,11 +120,15 @@ void multiply_rows(const Strip<T>& a, const Terms& terms) {
   using V = typename S::V;
   constexpr int width = Panel<T>::width;
   const std::int64_t x_stride = a.x_stride;
+  const char* ahead = a.ahead;
+  const std::int64_t ahead_step = a.ahead_step;
   V sum[rows][vectors] = {};
   auto add_term = [&](const T* x, const T* panel) __attribute__((always_inline)) {
     V w[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) w[v] = S::load(panel + v * S::lanes);
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += ahead_step;
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
       const V factor = S::splat(x[r * x_stride]);
@@ -198,7 +197,7 @@ struct Product {
   bool relu;
   RowPlaces<T> out;
   bool onto = false;  // adds to what out holds, and not to the bias
-  Lines ahead = {};   // what is used after this product; none: what follows in the panels
+  Ahead ahead = {};   // what is used after this product; none: what follows in the panels
 };
 
 // The parts of the inner dimension whose sums are added, and the one or two chains of each.
@@ -234,22 +233,22 @@ void multiply_panel(const Product<T>& p, std::int64_t column, const T* panel, co
   const T* const weights = panel + width;
   const bool onto = part || p.onto;
   // What follows in the panels is the next part of one, or the next one, or nothing.
-  const Lines next = Lines::of(weights + all.end * width, strips < 4 ? 0 : (all.end - all.begin) * width);
+  const Ahead next = p.ahead.bytes ? p.ahead.share(slice, slices)
+                                   : Ahead::of(weights + all.end * width, strips < 4 ? 0 : (all.end - all.begin) * width);
   std::int64_t i = 0;
   for_each_strip(p.counts, most, [&](std::int64_t group, std::int64_t row, std::int64_t height) {
-    if (p.ahead.count)
-      p.ahead.share(slice * strips + i, slices * strips).fetch();
-    else
-      next.share(i, strips).fetch();
+    const Ahead ahead = next.share(i, strips);
     T* const out = p.out.at(group, row) + column;
-    const Strip<T> strip{p.x.at(group, row), p.x.stride, weights, onto ? out : panel, onto ? p.out.stride : 0, out,
-                         p.out.stride, columns, p.relu && part == parts.count - 1};
+    Strip<T> strip{p.x.at(group, row), p.x.stride, weights, onto ? out : panel, onto ? p.out.stride : 0, out,
+                   p.out.stride, columns, p.relu && part == parts.count - 1, ahead.first, 0};
+    auto ask = [&](std::int64_t terms) { strip.ahead_step = terms ? (ahead.bytes + terms - 1) / terms : 0; };
     if (vectors == Panel<T>::vectors && listed && !listed->all(i)) {
       const std::int64_t first = part * parts.chains;
-      multiply_strip<T, Panel<T>::vectors>(height, strip,
-                                           ListedTerms{listed->begin(i, first), listed->begin(i, first + 1),
-                                                       listed->begin(i, first + parts.chains)});
+      const ListedTerms terms{listed->begin(i, first), listed->begin(i, first + 1), listed->begin(i, first + parts.chains)};
+      ask(terms.end - terms.begin);
+      multiply_strip<T, Panel<T>::vectors>(height, strip, terms);
     } else {
+      ask(all.end - all.begin);
       multiply_strip<T, vectors>(height, strip, all);
     }
     ++i;
