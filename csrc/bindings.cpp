@@ -3,13 +3,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "dispatch.hpp"
+#include "networks.hpp"
 #include "parallel.hpp"
 
 namespace py = pybind11;
@@ -249,32 +253,40 @@ void conv_transpose_forward(Address x, Address panels, Address bias, Address out
   lipvae::kernels().conv_transpose(arguments);
 }
 
-// The list that lipschitz_linear_forward makes for lipschitz_linear_backward.
-class Entries {
+// What lipschitz_linear_forward leaves for lipschitz_linear_backward.
+class Record {
  public:
-  Entries(std::int64_t columns, std::int64_t inner, DType dtype)
-      : columns_(columns), inner_(inner), dtype_(dtype),
-        memory_(operator new(std::size_t(lipvae::entries_bytes(columns, inner, dtype)), alignment)) {}
-  ~Entries() { operator delete(memory_, alignment); }
-  Entries(const Entries&) = delete;
-  Entries& operator=(const Entries&) = delete;
-  void* memory() const { return memory_; }
-  // Throws unless they are of such a weight.
-  void check(std::int64_t columns, std::int64_t inner, DType dtype) const {
-    if (columns != columns_ || inner != inner_ || dtype != dtype_)
-      throw py::value_error("entries must be of a weight of this shape and dtype");
+  Record(std::int64_t rows, std::int64_t columns, std::int64_t inner, int group_size, DType dtype)
+      : size_{rows, columns, inner, group_size, std::int64_t(dtype)},
+        threshold_(new double[std::size_t(columns)]),
+        code_(new std::uint8_t[std::size_t(code_bytes(rows, columns, group_size))]),
+        entries_(operator new(std::size_t(lipvae::entries_bytes(columns, inner, dtype)), alignment)) {}
+  double* threshold() const { return threshold_.get(); }
+  std::uint8_t* code() const { return size_[3] ? code_.get() : nullptr; }
+  void* entries() const { return entries_.get(); }
+  void drop_entries() { entries_.reset(); }
+  void check(std::int64_t rows, std::int64_t columns, std::int64_t inner, int group_size, DType dtype) const {
+    if (size_ != std::array<std::int64_t, 5>{rows, columns, inner, group_size, std::int64_t(dtype)})
+      throw py::value_error("record must be of a pass of these sizes");
   }
 
  private:
   static constexpr std::align_val_t alignment{64};
-  std::int64_t columns_, inner_;
-  DType dtype_;
-  void* memory_;
+  struct Free {
+    void operator()(void* memory) const { operator delete(memory, alignment); }
+  };
+  static std::int64_t code_bytes(std::int64_t rows, std::int64_t columns, int group_size) {
+    return group_size ? std::int64_t(lipvae::comparators(group_size)) * rows * ((columns / group_size + 7) / 8) : 0;
+  }
+  std::array<std::int64_t, 5> size_;
+  std::unique_ptr<double[]> threshold_;
+  std::unique_ptr<std::uint8_t[]> code_;
+  std::unique_ptr<void, Free> entries_;
 };
 
-std::unique_ptr<Entries> lipschitz_linear_forward(
+std::unique_ptr<Record> lipschitz_linear_forward(
     Address x, Address weight, Address bias, double radius, Address warm, Address y, Address threshold,
-    Address panels, Address code, bool listing, std::int64_t rows, std::int64_t columns, std::int64_t inner,
+    Address panels, Address code, bool recording, std::int64_t rows, std::int64_t columns, std::int64_t inner,
     std::int64_t width, int group_size, int dtype, int threads) {
   if (panels) check_width(width, dtype_of(dtype));
   const std::int64_t size = span({{"D", columns}, {"H", inner}});
@@ -286,23 +298,24 @@ std::unique_ptr<Entries> lipschitz_linear_forward(
   check_address("weight", weight, size);
   check_address("y", y, span({{"rows", rows}, {"D", columns}}));
   check_address("threshold", threshold, columns);
-  std::unique_ptr<Entries> entries;
-  if (listing) entries = std::make_unique<Entries>(columns, inner, dtype_of(dtype));
+  std::unique_ptr<Record> record;
+  if (recording) record = std::make_unique<Record>(rows, columns, inner, group_size, dtype_of(dtype));
   bool listed = false;
   const lipvae::LipschitzLinear arguments{
       pointer<const void>(x), pointer<const void>(weight), pointer<const void>(bias), radius,
       pointer<const double>(warm), pointer<void>(y), pointer<double>(threshold), pointer<void>(panels),
-      group_size, pointer<std::uint8_t>(code), rows, columns, inner, dtype_of(dtype), threads,
-      listing ? entries->memory() : nullptr, &listed};
+      group_size, record ? record->code() : pointer<std::uint8_t>(code), rows, columns, inner,
+      dtype_of(dtype), threads, record ? record->entries() : nullptr, &listed};
   {
     py::gil_scoped_release release;
     lipvae::kernels().lipschitz_linear(arguments);
   }
-  if (!listed) entries.reset();
-  return entries;
+  if (record) std::copy_n(pointer<const double>(threshold), columns, record->threshold());
+  if (record && !listed) record->drop_entries();
+  return record;
 }
 
-void lipschitz_linear_backward(Address grad, Address code, Address x, Address weight, const Entries* entries,
+void lipschitz_linear_backward(Address grad, const Record* record, Address code, Address x, Address weight,
                                Address threshold, Address grad_x, Address grad_weight, Address grad_bias,
                                std::int64_t rows, std::int64_t columns, std::int64_t inner, int group_size,
                                int dtype, int threads) {
@@ -313,14 +326,25 @@ void lipschitz_linear_backward(Address grad, Address code, Address x, Address we
   check_address("grad", grad, span({{"rows", rows}, {"D", columns}}));
   check_address("x", x, span({{"rows", rows}, {"H", inner}}));
   check_address("weight", weight, size);
-  check_address("threshold", threshold, columns);
-  if (group_size) check_address("code", code, rows * columns);
-  if (entries) entries->check(columns, inner, dtype_of(dtype));
+  if (record) record->check(rows, columns, inner, group_size, dtype_of(dtype));
+  if (!record) check_address("threshold", threshold, columns);
+  if (!record && group_size) check_address("code", code, rows * columns);
   const lipvae::LipschitzLinearBackward arguments{
-      pointer<const void>(grad), pointer<const std::uint8_t>(group_size ? code : 0), group_size,
-      pointer<const void>(x), pointer<const void>(weight), entries ? entries->memory() : nullptr,
-      pointer<const double>(threshold), pointer<void>(grad_x), pointer<void>(grad_weight),
-      pointer<void>(grad_bias), rows, columns, inner, dtype_of(dtype), threads};
+      pointer<const void>(grad),
+      record ? record->code() : pointer<const std::uint8_t>(group_size ? code : 0),
+      group_size,
+      pointer<const void>(x),
+      pointer<const void>(weight),
+      record ? record->entries() : nullptr,
+      record ? record->threshold() : pointer<const double>(threshold),
+      pointer<void>(grad_x),
+      pointer<void>(grad_weight),
+      pointer<void>(grad_bias),
+      rows,
+      columns,
+      inner,
+      dtype_of(dtype),
+      threads};
   py::gil_scoped_release release;
   lipvae::kernels().lipschitz_linear_backward(arguments);
 }
@@ -497,21 +521,23 @@ PYBIND11_MODULE(_C, m) {
         "of `together` that are likely so.",
         "x"_a, "panels"_a, "out"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "together"_a, "relu"_a,
         "group_size"_a, "dtype"_a, "threads"_a);
-  py::class_<Entries>(m, "Entries", "What lipschitz_linear_forward leaves for lipschitz_linear_backward.");
+  py::class_<Record>(m, "Record", "What lipschitz_linear_forward leaves for lipschitz_linear_backward.")
+      .def_property_readonly("listed", [](const Record& record) { return record.entries() != nullptr; },
+                             "Whether P has few entries, which the record lists.");
   m.def("lipschitz_linear_forward", &lipschitz_linear_forward,
         "Writes y [rows, D] = x P^T + bias, sorted as in linear_forward, for x [rows, H], P the projection of\n"
-        "weight [D, H] by l1_ball_forward and bias [D] or 0. Writes threshold as that does, given warm, and\n"
-        "code, unless it is 0, as group_sort_forward of [rows, D, 1] does. panels [1, ceil(D / width),\n"
-        "1 + H, width], if it is not 0, receives what linear_pack makes of P. Returns None or, if listing and\n"
-        "P has few entries and no panels are asked for, Entries. A row of y depends on its row of x only and\n"
-        "is that of linear_forward.",
+        "weight [D, H] by l1_ball_forward and bias [D] or 0. Writes threshold as that does, given warm, which\n"
+        "may be threshold. panels [1, ceil(D / width), 1 + H, width], if it is not 0, receives what linear_pack\n"
+        "makes of P, and code, if it is not 0, what group_sort_forward of [rows, D, 1] does. Returns a Record if\n"
+        "recording, which holds code and threshold too, and None otherwise. A row of y depends on its row of x\n"
+        "only and is that of linear_forward.",
         "x"_a, "weight"_a, "bias"_a, "radius"_a, "warm"_a, "y"_a, "threshold"_a, "panels"_a, "code"_a,
-        "listing"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "group_size"_a, "dtype"_a, "threads"_a);
+        "recording"_a, "rows"_a, "D"_a, "H"_a, "width"_a, "group_size"_a, "dtype"_a, "threads"_a);
   m.def("lipschitz_linear_backward", &lipschitz_linear_backward,
-        "The gradients of lipschitz_linear_forward, given its code if group_size is not 0, its threshold and\n"
-        "what it returned. From grad [rows, D] it writes grad_x [rows, H], grad_weight [D, H], through the\n"
+        "The gradients of lipschitz_linear_forward, given its Record or else, if group_size is not 0, its code,\n"
+        "and threshold. From grad [rows, D] it writes grad_x [rows, H], grad_weight [D, H], through the\n"
         "projection, and grad_bias [D]; each may be 0. A row of grad_x depends on its row of grad only.",
-        "grad"_a, "code"_a, "x"_a, "weight"_a, "entries"_a, "threshold"_a, "grad_x"_a, "grad_weight"_a,
+        "grad"_a, "record"_a, "code"_a, "x"_a, "weight"_a, "threshold"_a, "grad_x"_a, "grad_weight"_a,
         "grad_bias"_a, "rows"_a, "D"_a, "H"_a, "group_size"_a, "dtype"_a, "threads"_a);
   m.def("conv_transpose_forward", &conv_transpose_forward,
         "Writes out [batch, *to], the transposed convolution of x [batch, *input], both (height, width,\n"

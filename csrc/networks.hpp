@@ -31,4 +31,8 @@ struct Network<8> {
       {0, 4}, {1, 5}, {2, 6}, {3, 7}, {2, 4}, {3, 5}, {1, 2}, {3, 4}, {5, 6}};
 };
 
+constexpr int comparators(int group_size) {
+  return group_size == 2 ? Network<2>::size : group_size == 4 ? Network<4>::size : Network<8>::size;
+}
+
 }  // namespace lipvae

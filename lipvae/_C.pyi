@@ -6,7 +6,8 @@ compiler: str
 threading: str
 importance_state: int
 
-class Entries: ...
+class Record:
+    listed: bool
 
 def l1_ball_threshold(
     weight: int,
@@ -121,7 +122,7 @@ def lipschitz_linear_forward(
     threshold: int,
     panels: int,
     code: int,
-    listing: bool,
+    recording: bool,
     rows: int,
     D: int,
     H: int,
@@ -129,13 +130,13 @@ def lipschitz_linear_forward(
     group_size: int,
     dtype: int,
     threads: int,
-) -> Entries | None: ...
+) -> Record | None: ...
 def lipschitz_linear_backward(
     grad: int,
+    record: Record | None,
     code: int,
     x: int,
     weight: int,
-    entries: Entries | None,
     threshold: int,
     grad_x: int,
     grad_weight: int,

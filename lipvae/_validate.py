@@ -47,11 +47,10 @@ def fits_rows(x: object, weight: Tensor) -> bool:
     """
     return (
         isinstance(x, Tensor)
-        and x.dtype in (_CPU_DTYPES if x.is_cpu else _FLOATS)
-        and x.dtype == weight.dtype
+        and (dtype := x.dtype) == weight.dtype
+        and dtype in (_CPU_DTYPES if x.is_cpu else _FLOATS)
         and x.device == weight.device
-        and x.dim() > 0
-        and x.shape[-1] == weight.shape[1]
+        and x.shape[-1:] == weight.shape[1:]
     )
 
 

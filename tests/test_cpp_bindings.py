@@ -149,7 +149,7 @@ def lipschitz_linear(
     at = [t.data_ptr() for t in (y, threshold, panels, swaps)]
     head = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), 1.7, 0)
     tail = (panels.shape[-1], group_size, code(dtype), threads)
-    assert _C.lipschitz_linear_forward(*head, *at, True, rows, columns, inner, *tail) is None
+    assert _C.lipschitz_linear_forward(*head, *at, False, rows, columns, inner, *tail) is None
     # What else it can be asked to leave out changes none of it, nor does the packed weight.
     alone, packed = torch.empty_like(y), torch.empty_like(y)
     _C.lipschitz_linear_forward(
@@ -338,11 +338,11 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lipschitz_linear_forward": (
         "x weight bias warm y threshold panels code",
-        {"rows": 2, "radius": 1.0, "listing": True, "group_size": 2, **PANELS},
+        {"rows": 2, "radius": 1.0, "recording": False, "group_size": 2, **PANELS},
     ),
     "lipschitz_linear_backward": (
         "grad code x weight threshold grad_x grad_weight grad_bias",
-        {"entries": None, "rows": 2, "D": 4, "H": 4, "group_size": 2, "dtype": 1},
+        {"record": None, "rows": 2, "D": 4, "H": 4, "group_size": 2, "dtype": 1},
     ),
     "importance_linear_forward": (
         "hidden panels target total",
@@ -436,18 +436,16 @@ def test_the_statistics_have_one_size() -> None:
     assert _C.importance_state == STATE == len(STATISTICS)
 
 
-def test_entries_of_another_weight_are_refused() -> None:
-    x, weight = torch.rand(4, 64), torch.zeros(8, 64)
-    weight[:, 3] = 2.0
-    y, threshold = torch.empty(4, 8), torch.empty(8, dtype=torch.float64)
-    at = [t.data_ptr() for t in (y, threshold)]
-    entries = _C.lipschitz_linear_forward(
-        x.data_ptr(), weight.data_ptr(), 0, 1.0, 0, *at, 0, 0, True, 4, 8, 64, 0, 0, 0, 1
-    )
-    assert isinstance(entries, _C.Entries)
-    given = {**accepted("lipschitz_linear_backward"), "entries": entries}
-    with pytest.raises(ValueError, match="entries must be of a weight of this shape and dtype"):
-        _C.lipschitz_linear_backward(**given)
+def test_a_record_of_another_pass_is_refused() -> None:
+    given = {**accepted("lipschitz_linear_forward"), "panels": 0, "code": 0, "recording": True}
+    record = _C.lipschitz_linear_forward(**given)
+    assert isinstance(record, _C.Record)
+    sizes = {name: given[name] for name in ("rows", "D", "H", "group_size", "dtype")}
+    given = {**accepted("lipschitz_linear_backward"), **sizes, "record": record}
+    _C.lipschitz_linear_backward(**{**given, "threshold": 0, "code": 0})
+    for name, other in (("rows", 1), ("D", 8), ("H", 7), ("group_size", 0), ("dtype", 0)):
+        with pytest.raises(ValueError, match="record must be of a pass of these sizes"):
+            _C.lipschitz_linear_backward(**{**given, name: other})
 
 
 def test_addresses_of_nothing_may_be_null() -> None:

@@ -11,6 +11,7 @@ from lipvae import ops, reference
 from lipvae._backend import cpp_availability
 from lipvae.functional import lipschitz_linear
 from lipvae.ops.group_sort import forward as group_sort_forward
+from lipvae.ops.group_sort import rows_code_shape
 from lipvae.ops.packed_lipschitz import PackedLipschitzLinear, cpp_forward
 from lipvae.ops.panels import PackedLinear
 
@@ -151,7 +152,8 @@ def test_projects_as_l1_ball_does(columns: int, radius: float, dtype: torch.dtyp
     projected, threshold = ops.l1_ball(weight, radius)
     for warm in (None, threshold, 0.5 * threshold, 3 * threshold):
         x = torch.randn(3, columns, dtype=dtype)
-        y, found, code, _ = cpp_forward(x, weight, bias, radius, 2, warm, record=True)
+        code = torch.empty(rows_code_shape(3, 40, 2), dtype=torch.uint8)
+        y, found, _ = cpp_forward(x, weight, bias, radius, 2, warm, code=code)
         assert torch.equal(found, threshold)
         kept = cpp_forward(torch.eye(columns, dtype=dtype), weight, None, radius, 0, warm)[0]
         assert torch.equal(kept.t(), projected)
@@ -159,7 +161,6 @@ def test_projects_as_l1_ball_does(columns: int, radius: float, dtype: torch.dtyp
         assert torch.equal(linear, PackedLinear(projected, bias)(x))
         ordered, swaps = group_sort_forward(linear, 2, 1, True)
         assert torch.equal(y, ordered)
-        assert code is not None
         assert swaps is not None
         assert torch.equal(code, swaps)
 
@@ -179,16 +180,17 @@ def test_a_list_of_entries_gives_the_bits_of_the_matrix(
             x, weight, bias = (t.detach() for t in problem(rows, columns, 72, dtype, few=True))
             weight[9] /= 1e4  # inside the ball: all its entries
             arguments = x, weight, bias, 1.3, group_size, None
-            y, threshold, code, entries = cpp_forward(*arguments, record=True, listing=True)
+            y, threshold, record = cpp_forward(*arguments, recording=True)
             # Of 40 columns the row inside the ball has too many.
-            assert entries is not None or columns == 40
+            assert record.listed or columns == 40
             assert torch.equal(threshold, ops.l1_ball(weight, 1.3)[1])
             packed = PackedLipschitzLinear(weight, bias, 1.3, group_size or None)
             assert torch.equal(packed(x), y)
             unsorted = PackedLipschitzLinear(weight, bias, 1.3, None)(x)
             if group_size:
+                code = torch.empty(rows_code_shape(rows, 72, group_size), dtype=torch.uint8)
+                assert torch.equal(cpp_forward(*arguments, code=code)[0], y)
                 swaps = group_sort_forward(unsorted, group_size, 1, True)[1]
-                assert code is not None
                 assert swaps is not None
                 assert torch.equal(code, swaps)
             assert torch.equal(cpp_forward(*arguments)[0], y)
@@ -218,10 +220,10 @@ def test_gradcheck_of_a_list_of_entries() -> None:
     x, weight, bias = problem(3, 150, 24, torch.float64, few=True)
     with torch.no_grad():
         weight[5] /= 1e3
-    listed = cpp_forward(
-        x.detach(), weight.detach(), bias.detach(), 1.3, 2, None, record=True, listing=True
-    )
-    assert listed[3] is not None
+    record = cpp_forward(x.detach(), weight.detach(), bias.detach(), 1.3, 2, None, recording=True)[
+        2
+    ]
+    assert record.listed
     assert torch.autograd.gradcheck(
         lambda *inputs: lipschitz_linear(*inputs, 1.3, 2), (x, weight, bias)
     )

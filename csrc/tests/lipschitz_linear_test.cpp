@@ -1,4 +1,5 @@
 // The fused layer against l1_ball, linear and group_sort one after the other: equal up to the bit.
+#include "networks.hpp"
 #include "testing.hpp"
 
 namespace lipvae::testing {
@@ -7,8 +8,6 @@ namespace {
 bool close(double value, double truth, double tolerance) {
   return truth != truth ? value != value : std::abs(value - truth) <= tolerance;
 }
-
-int comparators(int group_size) { return group_size == 2 ? 1 : group_size == 4 ? 5 : 19; }
 
 struct Shape {
   std::int64_t rows, columns, inner;

@@ -265,15 +265,9 @@ class LipschitzLinear(LipschitzLayer):
             if y is not None:
                 return y
         keep = self._keeps_threshold()
-        y, threshold = ops.lipschitz_linear(
-            x,
-            weight,
-            bias,
-            self._lipschitz,
-            self.group_size,
-            self._buffers["threshold"] if keep else None,
-        )
-        if keep:
+        warm = self._buffers["threshold"] if keep else None
+        y, threshold = ops.lipschitz_linear(x, weight, bias, self._lipschitz, self.group_size, warm)
+        if keep and threshold is not warm:
             self._buffers["threshold"] = threshold
         return y
 

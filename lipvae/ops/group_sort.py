@@ -22,6 +22,11 @@ def code_shape(x: Tensor, group_size: int, dim: int) -> tuple[int, int, int]:
     return _code_shape(*_extent(x, dim), group_size)
 
 
+def rows_code_shape(rows: int, columns: int, group_size: int) -> tuple[int, int, int]:
+    """The same for a matrix whose rows are sorted."""
+    return _code_shape(rows, columns, 1, group_size)
+
+
 def _code_shape(outer: int, n: int, inner: int, group_size: int) -> tuple[int, int, int]:
     return len(reference.NETWORKS[group_size]), outer, (n // group_size * inner + 7) // 8
 

@@ -25,9 +25,8 @@ from lipvae.ops._common import (
     without_autocast,
 )
 from lipvae.ops.group_sort import backward as group_sort_backward
-from lipvae.ops.group_sort import code_shape as group_sort_code_shape
 from lipvae.ops.group_sort import forward as group_sort_forward
-from lipvae.ops.group_sort import group_sort
+from lipvae.ops.group_sort import group_sort, rows_code_shape
 from lipvae.ops.l1_ball import backward as l1_ball_backward
 from lipvae.ops.l1_ball import forward as l1_ball_forward
 from lipvae.ops.packed_lipschitz import cpp_backward, cpp_forward
@@ -41,29 +40,30 @@ def forward(
     group_size: int,
     warm: Tensor | None,
     record: bool,
-    listing: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-    """[n, in] -> y [n, out], threshold [out], code, entries.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """[n, in] -> y [n, out], threshold [out], code.
 
-    With group_size 0 nothing is sorted. There is no code without a sort or without `record`, and no
-    list of the projected weight's entries without `listing` or where they are many.
+    With group_size 0 nothing is sorted. There is no code without a sort or without `record`.
     """
     backend = choose("lipschitz_linear", x)
     if backend == "cpp":
-        return cpp_forward(
-            x, weight, bias, radius, group_size, warm, record=record, listing=listing
-        )
+        code = None
+        if group_size and record:
+            shape = rows_code_shape(x.shape[0], weight.shape[0], group_size)
+            code = x.new_empty(shape, dtype=torch.uint8)
+        y, threshold, _ = cpp_forward(x, weight, bias, radius, group_size, warm, code=code)
+        return y, threshold, code
     if backend == "triton":
         y, threshold, code = kernel_module("lipschitz_linear").lipschitz_linear_forward(
             x, weight, bias, radius, group_size or None, record, warm
         )
-        return y, threshold, code, None
+        return y, threshold, code
     projected, threshold = l1_ball_forward(weight, radius, warm)
     with without_autocast(x.device):
         y, code = linear(x, projected, bias), None
     if group_size:
         y, code = group_sort_forward(y, group_size, 1, record)
-    return y, threshold, code, None
+    return y, threshold, code
 
 
 def backward(
@@ -74,12 +74,11 @@ def backward(
     code: Tensor | None,
     group_size: int,
     needs: Sequence[bool],
-    entries: Any = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias; None for one that is not needed."""
     backend = choose("lipschitz_linear", x)
     if backend == "cpp":
-        return cpp_backward(grad, x, weight, threshold, code, group_size, needs, entries)
+        return cpp_backward(grad, x, weight, group_size, needs, threshold=threshold, code=code)
     if backend == "triton":
         return kernel_module("lipschitz_linear").lipschitz_linear_backward(
             grad, x, weight, threshold, code, group_size or None, tuple(needs)
@@ -107,7 +106,7 @@ def _op(
     warm: Tensor | None,
     record: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, threshold, code, _ = forward(x, weight, bias, radius, group_size, warm, record)
+    y, threshold, code = forward(x, weight, bias, radius, group_size, warm, record)
     return y, threshold, x.new_empty(0, dtype=torch.uint8) if code is None else code
 
 
@@ -138,7 +137,9 @@ def _(
     record: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = x.new_empty(x.shape[0], weight.shape[0])
-    code_shape = group_sort_code_shape(y, group_size, 1) if group_size and record else (0,)
+    code_shape: tuple[int, ...] = (0,)
+    if group_size and record:
+        code_shape = rows_code_shape(x.shape[0], weight.shape[0], group_size)
     return (
         y,
         weight.new_empty(weight.shape[0], dtype=torch.float64),
@@ -199,21 +200,29 @@ class _LipschitzLinear(torch.autograd.Function):
         warm: Tensor | None,
         thresholds: list[Tensor],
     ) -> Tensor:
-        y, threshold, code, ctx.entries = forward(
-            x, weight, bias, radius, group_size, warm, True, True
-        )
-        thresholds.append(threshold)  # an output without a gradient would cost more
         ctx.group_size, ctx.has_bias = group_size, bias is not None
-        ctx.requested = requested()
-        ctx.save_for_backward(x, weight, threshold, code)
+        ctx.requested, ctx.record = requested(), None
+        if choose("lipschitz_linear", x) == "cpp":
+            y, threshold, ctx.record = cpp_forward(
+                x, weight, bias, radius, group_size, warm, recording=True
+            )
+            ctx.save_for_backward(x, weight)
+        else:
+            y, threshold, code = forward(x, weight, bias, radius, group_size, warm, True)
+            ctx.save_for_backward(x, weight, threshold, code)
+        thresholds.append(threshold)  # an output without a gradient would cost more
         return y
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = _needs(ctx)
-        x, weight, threshold, code = ctx.saved_tensors
-        grads = backward(grad, x, weight, threshold, code, ctx.group_size, needs, ctx.entries)
+        needs, group_size = _needs(ctx), ctx.group_size
+        if ctx.record is None:
+            x, weight, threshold, code = ctx.saved_tensors
+            grads = backward(grad, x, weight, threshold, code, group_size, needs)
+        else:
+            x, weight = ctx.saved_tensors
+            grads = cpp_backward(grad, x, weight, group_size, needs, ctx.record)
         return *grads, None, None, None, None
 
 
@@ -237,10 +246,11 @@ def lipschitz_linear(
         radius: r > 0.
         group_size: g, a divisor of out; None leaves the sort out. Sizes without a kernel sort
             after the layer, by the reference.
-        warm: float64 [out], thresholds of an earlier call from which Newton's method starts.
+        warm: float64 [out], thresholds of an earlier call from which Newton's method starts. The
+            new ones may be written over it.
 
     Returns:
-        y [..., out] and thresholds float64 [out].
+        y [..., out] and thresholds float64 [out], which may be `warm`.
     """
     g = group_size or 0
     fused = g if g in reference.NETWORKS else 0
@@ -255,7 +265,7 @@ def lipschitz_linear(
         y = _apply(rows, weight, bias, radius, fused, warm, thresholds)
         (threshold,) = thresholds
     else:
-        y, threshold, *_ = forward(rows, weight, bias, radius, fused, warm, False)
+        y, threshold, _ = forward(rows, weight, bias, radius, fused, warm, False)
     if rows is not x:
         y = y.reshape(*x.shape[:-1], weight.shape[0])
     return (y if fused == g else group_sort(y, g, -1)), threshold

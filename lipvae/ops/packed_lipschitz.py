@@ -28,28 +28,26 @@ def cpp_forward(
     group_size: int,
     warm: Tensor | None,
     *,
-    record: bool = False,
-    listing: bool = False,
     panels: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Any]:
-    """x [N, in] -> y [N, out], thresholds, code, entries; group_size 0: no sort.
+    code: Tensor | None = None,
+    recording: bool = False,
+) -> tuple[Tensor, Tensor, Any]:
+    """x [N, in] -> y [N, out], thresholds, record; group_size 0: no sort.
 
-    There is no code without a sort or without `record`. With `listing` the entries of a projected
-    weight that has few come as an object for :func:`cpp_backward`, else None. `panels`, if given,
-    are written: see :func:`lipvae.ops.panels.empty_panels`.
+    `panels` and `code`, if given, are written: see :func:`lipvae.ops.panels.empty_panels` and
+    :func:`lipvae.ops.group_sort.rows_code_shape`. With `recording` there is a record, all that
+    :func:`cpp_backward` needs, and the thresholds are written over `warm`, if given.
     """
     x, weight = x.contiguous(), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     rows, (columns, inner) = x.shape[0], weight.shape
-    # All by one function: each other one would be fetched into a cache that a product has filled.
     y = torch.empty(rows, columns, dtype=weight.dtype, device=CPU)
-    threshold = torch.empty(columns, dtype=torch.float64, device=CPU)
-    code = None
-    if record and group_size:
-        comparators = len(reference.NETWORKS[group_size])
-        shape = (comparators, rows, (columns // group_size + 7) // 8)
-        code = torch.empty(shape, dtype=torch.uint8, device=CPU)
-    entries = cpp_module().lipschitz_linear_forward(
+    # Every other call would be fetched into a cache that a product has filled.
+    if recording and warm is not None:
+        threshold = warm
+    else:
+        threshold = torch.empty(columns, dtype=torch.float64, device=CPU)
+    record = cpp_module().lipschitz_linear_forward(
         x.data_ptr(),
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
@@ -59,7 +57,7 @@ def cpp_forward(
         threshold.data_ptr(),
         0 if panels is None else panels.data_ptr(),
         0 if code is None else code.data_ptr(),
-        listing,
+        recording,
         rows,
         columns,
         inner,
@@ -68,20 +66,24 @@ def cpp_forward(
         dtype_code(weight),
         kernel_threads(),
     )
-    return y, threshold, code, entries
+    return y, threshold, record
 
 
 def cpp_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    threshold: Tensor,
-    code: Tensor | None,
     group_size: int,
     needs: Sequence[bool],
-    entries: Any,
+    record: Any = None,
+    *,
+    threshold: Tensor | None = None,
+    code: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight and bias; None for one that is not needed."""
+    """Gradients of x, weight and bias, None for one that is not needed.
+
+    They come from the `record` of the forward pass, or else from its thresholds and its code.
+    """
     grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
     dtype, (columns, inner) = weight.dtype, weight.shape
     grad_x = torch.empty(x.shape, dtype=dtype, device=CPU) if needs[0] else None
@@ -89,18 +91,18 @@ def cpp_backward(
     grad_bias = torch.empty(columns, dtype=dtype, device=CPU) if needs[2] else None
     cpp_module().lipschitz_linear_backward(
         grad.data_ptr(),
+        record,
         0 if code is None else code.data_ptr(),
         x.data_ptr(),
         weight.data_ptr(),
-        entries,
-        threshold.data_ptr(),
+        0 if threshold is None else threshold.data_ptr(),
         0 if grad_x is None else grad_x.data_ptr(),
         0 if grad_weight is None else grad_weight.data_ptr(),
         0 if grad_bias is None else grad_bias.data_ptr(),
         x.shape[0],
         columns,
         inner,
-        0 if code is None else group_size,
+        group_size,
         dtype_code(weight),
         kernel_threads(),
     )
