@@ -8,11 +8,25 @@
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
+// Whether each of the first rows of P(weight) has more entries than a list has places for.
+template <class T>
+bool seems_dense(const LipschitzLinear& a) {
+  const T* weight = static_cast<const T*>(a.weight);
+  const std::int64_t rows = a.columns < 2 ? a.columns : 2;
+  RowProjector<T>(a.inner, a.radius, false).project(weight, rows, a.warm, nullptr, a.threshold, false);
+  bool dense = rows > 0;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const double tau = a.threshold[r];
+    const std::int64_t entries = tau > 0.0 ? row_count(weight + r * a.inner, a.inner, round_down(tau, T())) : a.inner;
+    dense = dense && entries > entries_places(1, a.inner);
+  }
+  return dense;
+}
+
 // Lists the entries of P(weight), and writes the thresholds; false if there are too many.
 template <class T>
 bool list(const LipschitzLinear& a, const Entries<T>& to) {
   constexpr std::int64_t block = 16;  // rows projected one after the other
-  constexpr std::int64_t probe = 2;   // the first ones tell whether the others are worth a try
   const T* weight = static_cast<const T*>(a.weight);
   const std::int64_t columns = a.columns, inner = a.inner, blocks = (columns + block - 1) / block;
   const double bytes = 2.0 * double(columns) * double(inner) * sizeof(T);
@@ -22,20 +36,15 @@ bool list(const LipschitzLinear& a, const Entries<T>& to) {
     RowProjector<T> projector(inner, a.radius, fetching);
     const std::int64_t last = end * block < columns ? end * block : columns;
     std::int64_t at = entries_places(begin * block, inner);
-    for (std::int64_t c = begin * block, most = probe; c < last; most = block) {
-      const std::int64_t count = last - c < most ? last - c : most;
+    for (std::int64_t c = begin * block; c < last;) {
+      const std::int64_t count = last - c < block ? last - c : block;
       projector.project(weight + c * inner, count, a.warm ? a.warm + c : nullptr, nullptr, a.threshold + c,
                         false);
-      // As if the rows behind were as full. The first may be fuller, but not all of them.
-      const std::int64_t next = c + count, row = entries_places(1, inner);
-      const std::int64_t rest = entries_places(last - c < block ? last : most == probe ? c + block : next, inner);
-      std::int64_t least = inner;
-      for (; c < next && at >= 0; ++c) {
-        const std::int64_t before = at;
+      // As if the rows behind were as full.
+      const std::int64_t rest = entries_places(c + count, inner);
+      for (const std::int64_t next = c + count; c < next && at >= 0; ++c)
         at = list_row(weight + c * inner, inner, a.threshold[c], to, c, at, rest);
-        if (at - before < least) least = at - before;
-      }
-      if (at < 0 || (most == probe && least > row)) __atomic_store_n(&fits, false, __ATOMIC_RELAXED);
+      if (at < 0) __atomic_store_n(&fits, false, __ATOMIC_RELAXED);
       if (!__atomic_load_n(&fits, __ATOMIC_RELAXED)) return;
     }
   });
@@ -79,7 +88,7 @@ void multiply_listed(const LipschitzLinear& a, const Entries<T>& w) {
 // Whether P(weight) could be listed, and y is there.
 template <class T>
 bool forward_listed(const LipschitzLinear& a) {
-  if (a.panels || a.inner >= std::int64_t{1} << 31) return false;
+  if (a.panels || a.inner >= std::int64_t{1} << 31 || seems_dense<T>(a)) return false;
   const Scratch scratch(a.entries ? 0 : entries_bytes(a.columns, a.inner, a.dtype));
   const Entries<T> entries(a.entries ? a.entries : scratch.get(), a.columns, a.inner);
   if (!list(a, entries)) return false;
@@ -111,8 +120,7 @@ void forward_beside(const LipschitzLinear& a) {
   T* y = static_cast<T*>(a.y);
   const std::int64_t rows = a.rows, columns = a.columns, inner = a.inner;
   const std::int64_t count = P::count(rows), size = P::size(inner), width = count * P::width;
-  const std::int64_t blocks = (columns + block - 1) / block, parts = a.threads < blocks ? a.threads : blocks;
-  const std::int64_t part_size = block * (width + inner);
+  const std::int64_t parts = a.threads < columns ? a.threads : columns, part_size = block * (width + inner);
   const Scratch scratch((count * size + parts * part_size) * std::int64_t(sizeof(T)));
   T* const panels = static_cast<T*>(scratch.get());
   T* const parts_begin = panels + count * size;
@@ -122,13 +130,12 @@ void forward_beside(const LipschitzLinear& a) {
       pack_panel<T>(x + p * P::width * inner, nullptr, rows - p * P::width, inner, panels + p * size);
   });
   int next_part = 0;
-  parallel_for(blocks, packed_bytes<T>(a, rows), a.threads, [&](std::int64_t begin, std::int64_t end) {
+  for_each_line<T>(columns, packed_bytes<T>(a, rows), a.threads, [&](std::int64_t begin, std::int64_t end) {
     RowProjector<T> projector(inner, a.radius, false);
     T* const projected = parts_begin + __atomic_fetch_add(&next_part, 1, __ATOMIC_RELAXED) * part_size;
     T* const product = projected + block * inner;
-    const std::int64_t last = end * block < columns ? end * block : columns;
-    for (std::int64_t c = begin * block; c < last; c += block) {
-      const std::int64_t filled = last - c < block ? last - c : block, left = last - c - filled;
+    for (std::int64_t c = begin; c < end; c += block) {
+      const std::int64_t filled = end - c < block ? end - c : block, left = end - c - filled;
       projector.project(weight + c * inner, filled, a.warm ? a.warm + c : nullptr, projected, a.threshold + c,
                         false);
       for (std::int64_t i = 0; i < filled; ++i) fill_row(product + i * width, width, bias ? bias[c + i] : T(0));

@@ -144,7 +144,7 @@ void weight_gradient(const LipschitzLinearBackward& a, const T* grad) {
   const T *x = static_cast<const T*>(a.x), *weight = static_cast<const T*>(a.weight);
   T* const out = static_cast<T*>(a.grad_weight);
   const std::int64_t rows = a.rows, columns = a.columns, inner = a.inner, count = P::count(inner);
-  const std::int64_t blocks = (columns + weight_block - 1) / weight_block, most = rows < most_terms ? rows : most_terms;
+  const std::int64_t most = rows < most_terms ? rows : most_terms;
   const Scratch scratch((count * P::size(most) + columns * most) * std::int64_t(sizeof(T)));
   T* const panels = static_cast<T*>(scratch.get());
   T* const across = panels + count * P::size(most);  // grad, transposed
@@ -162,9 +162,9 @@ void weight_gradient(const LipschitzLinearBackward& a, const T* grad) {
       transpose(grad + first * columns + begin, columns, terms, end - begin, across + begin * terms, terms);
     });
     const double bytes = 3.0 * double(columns) * double(inner) * sizeof(T) + product_bytes<T>(columns, terms, inner);
-    parallel_for(blocks, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t c = begin * weight_block; c < columns && c < end * weight_block; c += weight_block) {
-        const std::int64_t filled = columns - c < weight_block ? columns - c : weight_block;
+    for_each_line<T>(columns, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t c = begin; c < end; c += weight_block) {
+        const std::int64_t filled = end - c < weight_block ? end - c : weight_block;
         const Ahead ahead = Ahead::of(weight + c * inner, last ? filled * inner : 0);
         T* const to = out + c * inner;
         multiply<T>({{1, filled}, {across + c * terms, terms, 0}, terms, panels, inner, false, {to, inner, 0}, first > 0,
