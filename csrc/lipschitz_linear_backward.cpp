@@ -177,26 +177,28 @@ void weight_gradient(const LipschitzLinearBackward& a, const T* grad) {
   } while (first < rows);
 }
 
-// A panel of `columns` columns of P(weight) as they lie, of `count` rows that lie `inner` apart.
+// Panels, `size` apart, of `columns` columns of P(weight) as they lie, of `count` rows that lie `inner` apart.
 template <class T>
-void project_panel(const T* weight, const double* threshold, std::int64_t count, std::int64_t inner,
-                   std::int64_t columns, T* panel) {
+void project_panels(const T* weight, const double* threshold, std::int64_t count, std::int64_t inner,
+                    std::int64_t columns, std::int64_t size, T* panels) {
   using S = Simd<T>;
   using V = typename S::V;
   constexpr int width = Panel<T>::width;
-  fill_row(panel, width, T(0));
+  for (std::int64_t i = 0; i < columns; i += width) fill_row(panels + i / width * size, width, T(0));
   for (std::int64_t r = 0; r < count; ++r, weight += inner) {
     const double tau = threshold[r];
     const SoftThreshold<T> soft(split(tau, T()));
-    T* const to = panel + (1 + r) * width;
+    T* to = panels + (1 + r) * width;
+    for (std::int64_t i = 0; i < columns; i += width, to += size)
 #pragma GCC unroll 4
-    for (int v = 0; v < width; v += S::lanes) {
-      const std::int64_t left = columns - v;
-      V w = left >= S::lanes ? S::load(weight + v) : left > 0 ? S::load_first(weight + v, left) : V{};
-      if (tau > 0.0) w = S::keep(soft.active(w), soft.shrink(w));
-      if (tau != tau) w = S::splat(T(tau));
-      S::store(to + v, w);
-    }
+      for (int v = 0; v < width; v += S::lanes) {
+        const T* const from = weight + i + v;
+        const std::int64_t left = columns - i - v;
+        V w = left >= S::lanes ? S::load(from) : left > 0 ? S::load_first(from, left) : V{};
+        if (tau > 0.0) w = S::keep(soft.active(w), soft.shrink(w));
+        if (tau != tau) w = S::splat(T(tau));
+        S::store(to + v, w);
+      }
   }
 }
 
@@ -205,23 +207,26 @@ template <class T>
 void input_gradient(const LipschitzLinearBackward& a, const T* grad, std::int64_t begin, std::int64_t end,
                     std::int64_t first, std::int64_t last) {
   using P = Panel<T>;
+  // Panels of at least four lines of a row: alone, a line of a row of the weight costs as much.
+  constexpr std::int64_t row_bytes = P::width * std::int64_t(sizeof(T)), some = row_bytes < 256 ? 256 / row_bytes : 1;
   const T* weight = static_cast<const T*>(a.weight);
   T* const out = static_cast<T*>(a.grad_x);
-  const std::int64_t columns = a.columns, inner = a.inner;
+  const std::int64_t columns = a.columns, inner = a.inner, panels = P::count(inner);
   const std::int64_t depth = columns < P::depth ? columns : P::depth, most = P::batch(inner);
-  const Scratch scratch(P::size(depth) * std::int64_t(sizeof(T)));
-  T* const panel = static_cast<T*>(scratch.get());
+  const Scratch scratch(some * P::size(depth) * std::int64_t(sizeof(T)));
+  T* const projected = static_cast<T*>(scratch.get());
   for (std::int64_t row = begin; row < end; row += most) {
     const std::int64_t rows = end - row < most ? end - row : most;
     std::int64_t c = 0;
     do {
       const std::int64_t terms = columns - c < depth ? columns - c : depth, left = columns - c - terms;
       const Ahead ahead = Ahead::of(weight + (c + terms) * inner, (left < depth ? left : depth) * inner);
-      for (std::int64_t p = first; p < last; ++p) {
-        const std::int64_t i = p * P::width, width = inner - i < P::width ? inner - i : P::width;
-        project_panel(weight + c * inner + i, a.threshold + c, terms, inner, width, panel);
-        multiply<T>({{1, rows}, {grad + row * columns + c, columns, 0}, terms, panel, width, false,
-                     {out + row * inner + i, inner, 0}, c > 0, ahead.share(p, P::count(inner))}, false);
+      for (std::int64_t p = first; p < last; p += some) {
+        const std::int64_t i = p * P::width, until = (p + some < last ? p + some : last) * P::width;
+        const std::int64_t width = (until < inner ? until : inner) - i;
+        project_panels(weight + c * inner + i, a.threshold + c, terms, inner, width, P::size(terms), projected);
+        multiply<T>({{1, rows}, {grad + row * columns + c, columns, 0}, terms, projected, width, false,
+                     {out + row * inner + i, inner, 0}, c > 0, ahead.share(p / some, (panels + some - 1) / some)}, false);
       }
       c += terms;
     } while (c < columns);
