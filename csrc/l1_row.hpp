@@ -205,30 +205,58 @@ struct StoredSum {
   std::int64_t count;
 };
 
-// Sum of the projected row as it is stored, without rounding (Knuth's two-sum in each lane).
+// Sum of the projected row as it is stored, without rounding (Knuth's two-sum, in eight streams: element i goes
+// to stream i % 8 whatever the instruction set).
 template <class T>
 inline StoredSum row_stored_sum(const T* w, std::int64_t n, double tau) {
+  using S = Simd<T>;
+  using D = Simd<double>;
+  constexpr int streams = 8, accumulators = streams / D::lanes;
+  constexpr int vectors = 16 / S::lanes;  // of T in 16 elements
   const SplitThreshold<T> parts = split(tau, T());
-  const T level = parts.level;
-  double sum[8] = {}, error[8] = {};
-  std::int64_t count = 0;
-  auto add = [](double& total, double& lost, double x) {
-    const double next = total + x, back = next - total;
+  const typename S::V level = S::splat(parts.level), high = S::splat(parts.high), low = S::splat(parts.low);
+  typename D::V sums[accumulators] = {}, errors[accumulators] = {};
+  typename S::I count{};
+  auto two_sum = [](auto& total, auto& lost, auto x) __attribute__((always_inline)) {
+    const auto next = total + x, back = next - total;
     lost += (total - (next - back)) + (x - back);
     total = next;
   };
-  for (std::int64_t i = 0; i < n; i += 8)
-    for (int j = 0; j < 8 && i + j < n; ++j) {
-      const T magnitude = w[i + j] < T(0) ? -w[i + j] : w[i + j];
-      const bool active = magnitude > level;
-      count += active;
-      add(sum[j], error[j], active ? double((magnitude - parts.high) - parts.low) : 0.0);
+  auto add = [&](typename S::V v, int vector) __attribute__((always_inline)) {
+    const typename S::V magnitude = S::abs(v);
+    const typename S::Mask active = S::greater(magnitude, level);
+    count = S::count_where(active, count);
+    const typename S::V kept = S::keep(active, (magnitude - high) - low);
+    if constexpr (sizeof(T) == sizeof(double)) {
+      two_sum(sums[vector % accumulators], errors[vector % accumulators], kept);
+    } else {
+      typename D::V first, second;
+      widen(kept, first, second);
+      two_sum(sums[2 * vector % accumulators], errors[2 * vector % accumulators], first);
+      two_sum(sums[(2 * vector + 1) % accumulators], errors[(2 * vector + 1) % accumulators], second);
     }
-  for (int j = 1; j < 8; ++j) {
-    add(sum[0], error[0], sum[j]);
+  };
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+#pragma GCC unroll 8
+    for (int vector = 0; vector < vectors; ++vector) add(S::load(w + i + vector * S::lanes), vector);
+  if (i < n)
+#pragma GCC unroll 8
+    for (int vector = 0; vector < vectors; ++vector) {
+      const T* p = w + i + vector * S::lanes;
+      const std::int64_t left = n - i - vector * S::lanes;
+      if (left > 0) add(left < S::lanes ? S::load_first(p, left) : S::load(p), vector);
+    }
+  double sum[streams], error[streams];
+  for (int j = 0; j < accumulators; ++j) {
+    D::store(sum + j * D::lanes, sums[j]);
+    D::store(error + j * D::lanes, errors[j]);
+  }
+  for (int j = 1; j < streams; ++j) {
+    two_sum(sum[0], error[0], sum[j]);
     error[0] += error[j];
   }
-  return {sum[0], error[0], count};
+  return {sum[0], error[0], count_lanes<T>(count)};
 }
 
 }  // namespace lipvae::LIPVAE_ISA

@@ -167,8 +167,8 @@ void weight_gradient(const LipschitzLinearBackward& a, const T* grad) {
         const std::int64_t filled = end - c < weight_block ? end - c : weight_block;
         const Ahead ahead = Ahead::of(weight + c * inner, last ? filled * inner : 0);
         T* const to = out + c * inner;
-        multiply<T>({{1, filled}, {across + c * terms, terms, 0}, terms, panels, inner, false, {to, inner, 0}, first > 0,
-                     ahead}, false);
+        multiply<T>({{1, filled}, {across + c * terms, terms, 0}, terms, panels, inner, false, {to, inner, 0},
+                     first > 0, ahead}, false);
         for (std::int64_t i = 0; last && i < filled; ++i)
           gradient_row(to + i * inner, weight + (c + i) * inner, inner, a.threshold[c + i], to + i * inner, false);
       }
@@ -226,7 +226,8 @@ void input_gradient(const LipschitzLinearBackward& a, const T* grad, std::int64_
         const std::int64_t width = (until < inner ? until : inner) - i;
         project_panels(weight + c * inner + i, a.threshold + c, terms, inner, width, P::size(terms), projected);
         multiply<T>({{1, rows}, {grad + row * columns + c, columns, 0}, terms, projected, width, false,
-                     {out + row * inner + i, inner, 0}, c > 0, ahead.share(p / some, (panels + some - 1) / some)}, false);
+                     {out + row * inner + i, inner, 0}, c > 0,
+                     ahead.share(p / some, (panels + some - 1) / some)}, false);
       }
       c += terms;
     } while (c < columns);

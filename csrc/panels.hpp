@@ -233,8 +233,9 @@ void multiply_panel(const Product<T>& p, std::int64_t column, const T* panel, co
   const T* const weights = panel + width;
   const bool onto = part || p.onto;
   // What follows in the panels is the next part of one, or the next one, or nothing.
-  const Ahead next = p.ahead.bytes ? p.ahead.share(slice, slices)
-                                   : Ahead::of(weights + all.end * width, strips < 4 ? 0 : (all.end - all.begin) * width);
+  const std::int64_t part_numbers = strips < 4 ? 0 : (all.end - all.begin) * width;
+  const Ahead next =
+      p.ahead.bytes ? p.ahead.share(slice, slices) : Ahead::of(weights + all.end * width, part_numbers);
   std::int64_t i = 0;
   for_each_strip(p.counts, most, [&](std::int64_t group, std::int64_t row, std::int64_t height) {
     const Ahead ahead = next.share(i, strips);
@@ -244,7 +245,8 @@ void multiply_panel(const Product<T>& p, std::int64_t column, const T* panel, co
     auto ask = [&](std::int64_t terms) { strip.ahead_step = terms ? (ahead.bytes + terms - 1) / terms : 0; };
     if (vectors == Panel<T>::vectors && listed && !listed->all(i)) {
       const std::int64_t first = part * parts.chains;
-      const ListedTerms terms{listed->begin(i, first), listed->begin(i, first + 1), listed->begin(i, first + parts.chains)};
+      const ListedTerms terms{listed->begin(i, first), listed->begin(i, first + 1),
+                              listed->begin(i, first + parts.chains)};
       ask(terms.end - terms.begin);
       multiply_strip<T, Panel<T>::vectors>(height, strip, terms);
     } else {

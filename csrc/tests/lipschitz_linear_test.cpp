@@ -55,7 +55,8 @@ void check_gradients(const KernelTable& kernels, const Shape& s, const std::stri
   const Buffer<T> grad_y = normals<T>(s.rows * s.columns);
   Buffer<T> grad(grad_y.size()), grad_x(s.rows * s.inner), grad_weight(s.columns * s.inner), grad_bias(s.columns);
   if (s.group_size)
-    kernels.group_sort_backward({grad_y.data(), made.code, grad.data(), s.rows, s.columns, 1, s.group_size, dtype<T>, 1});
+    kernels.group_sort_backward({grad_y.data(), made.code, grad.data(), s.rows, s.columns, 1, s.group_size,
+                                 dtype<T>, 1});
   else
     std::copy(grad_y.data(), grad_y.data() + grad_y.size(), grad.data());
   LipschitzLinearBackward call{};
@@ -118,7 +119,9 @@ void check_gradients(const KernelTable& kernels, const Shape& s, const std::stri
   Buffer<T> x_alone(grad_x.size()), weight_alone(grad_weight.size()), bias_alone(s.columns);
   const struct {
     void *x, *weight, *bias;
-  } asked[] = {{x_alone.data(), nullptr, nullptr}, {nullptr, weight_alone.data(), nullptr}, {nullptr, nullptr, bias_alone.data()}};
+  } asked[] = {{x_alone.data(), nullptr, nullptr},
+               {nullptr, weight_alone.data(), nullptr},
+               {nullptr, nullptr, bias_alone.data()}};
   call.threads = 1;
   for (const auto& wish : asked) {
     call.grad_x = wish.x;
