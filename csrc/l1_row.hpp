@@ -17,6 +17,25 @@ LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body) {
   if (i < n) body(S::load_first(w + i, n - i), 0);
 }
 
+// Applies body(vector, its place among the vectors of 16 elements) to the row, likewise padded. The place is a
+// constant, or accumulators that it picks would live in memory.
+template <class T, class Body>
+LIPVAE_INLINE void for_each_sixteen(const T* w, std::int64_t n, Body&& body) {
+  using S = Simd<T>;
+  constexpr int vectors = 16 / S::lanes;
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+#pragma GCC unroll 8
+    for (int vector = 0; vector < vectors; ++vector) body(S::load(w + i + vector * S::lanes), vector);
+  if (i < n)
+#pragma GCC unroll 8
+    for (int vector = 0; vector < vectors; ++vector) {
+      const T* p = w + i + vector * S::lanes;
+      const std::int64_t left = n - i - vector * S::lanes;
+      if (left > 0) body(left < S::lanes ? S::load_first(p, left) : S::load(p), vector);
+    }
+}
+
 template <class T>
 struct Norms {
   T sum, max;
@@ -108,7 +127,6 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
   using S = Simd<T>;
   using D = Simd<double>;
   constexpr int accumulators = 16 / D::lanes;
-  constexpr int vectors = 16 / S::lanes;  // vectors of T in 16 elements
   typename D::V sum[accumulators] = {};
   typename S::I count{};
   const typename S::V level = S::splat(t);
@@ -126,18 +144,7 @@ LIPVAE_INLINE ActiveSum row_active_sum(const T* w, std::int64_t n, T t) {
       sum[2 * vector + 1] += high;
     }
   };
-  std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-#pragma GCC unroll 8
-    for (int vector = 0; vector < vectors; ++vector) add(S::load(w + i + vector * S::lanes), vector);
-  // Every index is a constant, or the accumulators would live in memory.
-  if (i < n)
-#pragma GCC unroll 8
-    for (int vector = 0; vector < vectors; ++vector) {
-      const T* p = w + i + vector * S::lanes;
-      const std::int64_t left = n - i - vector * S::lanes;
-      if (left > 0) add(left < S::lanes ? S::load_first(p, left) : S::load(p), vector);
-    }
+  for_each_sixteen(w, n, add);
   // As if the 16 were the lanes of one vector.
   return {add_lanes<double>(add_halves<accumulators>(sum)), count_lanes<T>(count)};
 }
@@ -212,7 +219,6 @@ inline StoredSum row_stored_sum(const T* w, std::int64_t n, double tau) {
   using S = Simd<T>;
   using D = Simd<double>;
   constexpr int streams = 8, accumulators = streams / D::lanes;
-  constexpr int vectors = 16 / S::lanes;  // of T in 16 elements
   const SplitThreshold<T> parts = split(tau, T());
   const typename S::V level = S::splat(parts.level), high = S::splat(parts.high), low = S::splat(parts.low);
   typename D::V sums[accumulators] = {}, errors[accumulators] = {};
@@ -236,17 +242,7 @@ inline StoredSum row_stored_sum(const T* w, std::int64_t n, double tau) {
       two_sum(sums[(2 * vector + 1) % accumulators], errors[(2 * vector + 1) % accumulators], second);
     }
   };
-  std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-#pragma GCC unroll 8
-    for (int vector = 0; vector < vectors; ++vector) add(S::load(w + i + vector * S::lanes), vector);
-  if (i < n)
-#pragma GCC unroll 8
-    for (int vector = 0; vector < vectors; ++vector) {
-      const T* p = w + i + vector * S::lanes;
-      const std::int64_t left = n - i - vector * S::lanes;
-      if (left > 0) add(left < S::lanes ? S::load_first(p, left) : S::load(p), vector);
-    }
+  for_each_sixteen(w, n, add);
   double sum[streams], error[streams];
   for (int j = 0; j < accumulators; ++j) {
     D::store(sum + j * D::lanes, sums[j]);

@@ -220,9 +220,8 @@ def test_gradcheck_of_a_list_of_entries() -> None:
     x, weight, bias = problem(3, 150, 24, torch.float64, few=True)
     with torch.no_grad():
         weight[5] /= 1e3
-    record = cpp_forward(x.detach(), weight.detach(), bias.detach(), 1.3, 2, None, recording=True)[
-        2
-    ]
+    inputs = x.detach(), weight.detach(), bias.detach()
+    _, _, record = cpp_forward(*inputs, 1.3, 2, None, recording=True)
     assert record.listed
     assert torch.autograd.gradcheck(
         lambda *inputs: lipschitz_linear(*inputs, 1.3, 2), (x, weight, bias)

@@ -48,16 +48,16 @@ def backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
     """Gradient with respect to the weight, equation (3)."""
     backend = choose("l1_ball", weight)
     if backend == "cpp":
-        grad = grad.contiguous()
-        return cpp_backward(grad, torch.empty_like(grad), weight, threshold)
+        return cpp_backward(grad, weight, threshold)
     if backend == "triton":
         return kernel_module("l1_ball").l1_ball_backward(grad, weight, threshold)
     return _reference_backward(grad, weight, threshold)
 
 
-def cpp_backward(grad: Tensor, out: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
-    """:func:`backward` by the C++ kernel, from contiguous `grad` into `out`, which may be it."""
-    weight = weight.contiguous()
+def cpp_backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
+    """:func:`backward` by the C++ kernel."""
+    grad, weight = grad.contiguous(), weight.contiguous()
+    out = torch.empty_like(grad)
     rows, cols = weight.shape
     cpp_module().l1_ball_backward(
         grad.data_ptr(),
