@@ -114,7 +114,8 @@ def _measure(arguments: Sequence[str]) -> int:
     print(f"written to {path}")
     if options.check:
         asked = options.op or OPS
-        print("\n" + bars.table(v for v in bars.judge(rows) if v.bar.op in asked))
+        verdicts = bars.judge(rows, options.device)
+        print("\n" + bars.table(v for v in verdicts if v.bar.op in asked))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the CPU path must show, each bar beside what was measured."""
+"""What the CPU path must show, and what a GPU is to show, each bar beside what was measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench import bench_importance, bench_importance_linear, bench_lipschitz_linear, bench_scoring
 from bench.results import MeasuredCase, Row, cases
-from bench.settings import KERNEL, PUBLIC, WARM
+from bench.settings import COPY, KERNEL, PUBLIC, WARM
 
 Values = Iterator[tuple[str, float]]
 
@@ -137,11 +137,11 @@ def _in_cache(row: Row) -> bool:
     return row["variant"] == "forward, bernoulli" and not _exceeds_cache(row)
 
 
-def _wide(row: Row) -> bool:
+def _widest(row: Row) -> bool:
     shape = row["shape"]
-    return row["variant"] == "forward, bernoulli" and (shape["K"], shape["B"], shape["D"]) == (
-        128, 128, 3072,
-    )  # fmt: skip
+    return row["variant"].startswith("forward, bernoulli") and (
+        shape["K"], shape["B"], shape["D"],
+    ) == (128, 128, 3072)  # fmt: skip
 
 
 FLOOR, GEMM = bench_lipschitz_linear.FLOOR, bench_importance_linear.GEMM
@@ -195,7 +195,7 @@ BARS = [
     Bar("importance_linear", "time / bare GEMM, Bernoulli", 1.1, True,
         times("importance_linear", PUBLIC, GEMM, keep=_variant("forward, bernoulli"))),
     Bar("importance_linear", "extra memory, eager / ours, K = B = 128, D = 3072", 40, False,
-        memory("importance_linear", "eager", PUBLIC, _wide)),
+        memory("importance_linear", "eager", PUBLIC, _widest)),
     Bar("training", "step / step of the plain VAE, fc", 1.2, True,
         times("training", PUBLIC, "VAE", keep=_variant("fc"))),
     Bar("scoring", "eager pipeline / Scorer, K = 128", 1.5, False,
@@ -215,11 +215,33 @@ BARS = [
 ]  # fmt: skip
 
 
-def judge(rows: Iterable[Row]) -> list[Verdict]:
-    """Every bar against rows measured on CPUs."""
-    measured = cases(row for row in rows if row["device"] == "cpu")
+def _products(row: Row) -> bool:
+    return row["variant"].startswith(bench_lipschitz_linear.PRODUCTS) and row["shape"]["in"] == 4096
+
+
+def _beyond_a_gpus_cache(row: Row) -> bool:
+    sizes = tuple(row["shape"].values())
+    return row["variant"] == "forward, bernoulli" and sizes == bench_importance.CUDA_SHAPE
+
+
+AIMS = [
+    Bar("lipschitz_linear", "time / bare GEMM, 4096 x 4096, batch 4096", 1.15, True,
+        times("lipschitz_linear", PUBLIC, GEMM, keep=_products)),
+    Bar("lipschitz_linear", "LNets and deel-torchlip / time, likewise", 3, False,
+        times("lipschitz_linear", bench_lipschitz_linear.SORTED, PUBLIC, keep=_products)),
+    # A copy moves each byte twice: 85 % of its bandwidth.
+    Bar("importance", "time / copy of the logits, Bernoulli beyond the cache", 1 / 1.7, True,
+        times("importance", PUBLIC, COPY, keep=_beyond_a_gpus_cache)),
+    Bar("importance_linear", "time / bare GEMM, Bernoulli, K = B = 128, D = 3072", 1.15, True,
+        times("importance_linear", PUBLIC, GEMM, keep=_widest)),
+]  # fmt: skip
+
+
+def judge(rows: Iterable[Row], device: str = "cpu") -> list[Verdict]:
+    """The bars of a CPU, or the aims of a GPU ("cuda"), against rows measured there."""
+    measured = cases(row for row in rows if row["device"] == device)
     verdicts = []
-    for bar in BARS:
+    for bar in BARS if device == "cpu" else AIMS:
         values = sorted(bar.value(measured), key=lambda pair: pair[1], reverse=not bar.at_most)
         if not values:
             verdicts.append(Verdict(bar, None, None, "", 0))

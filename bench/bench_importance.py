@@ -12,7 +12,7 @@ from bench.harness import Case, Provider
 from bench.machine import cache_bytes
 from bench.peers import importance as peers
 from bench.peers.compiled import compiled
-from bench.settings import CLONE, KERNEL, PUBLIC, Settings, on_reference, peer, vjp
+from bench.settings import CLONE, COPY, KERNEL, PUBLIC, Settings, on_reference, peer, vjp
 from lipvae import functional, reference
 from lipvae._backend import cpp_availability
 from lipvae.ops.importance import FAMILY_CODES
@@ -22,6 +22,8 @@ READ = "one read (sum)"
 # exceeds it.
 SHAPES = [(128, 128, 784), (128, 16, 784), (128, 32, 3072)]
 QUICK_SHAPES = [(128, 128, 784), (128, 16, 784)]
+# Beyond any GPU's cache.
+CUDA_SHAPE = (256, 1024, 784)
 FAMILY_SHAPES = {
     "continuous_bernoulli": (128, 128, 784),
     "gaussian": (64, 128, 784),
@@ -55,6 +57,9 @@ def forward_case(
     k, b, d = shape
     out = torch.empty(k, b, device=settings.device)
     providers = [Provider(READ, "limit", lambda: parameters.sum(), graph=True)]
+    if settings.cuda:
+        copy = torch.empty_like(parameters)
+        providers.append(Provider(COPY, "limit", lambda: copy.copy_(parameters), graph=True))
     module = cpp_availability().module
     if module is not None and not settings.cuda:
         threads, code = torch.get_num_threads(), FAMILY_CODES[family]
@@ -149,9 +154,11 @@ def backward_case(family: str, shape: tuple[int, int, int], settings: Settings) 
 
 
 def shapes(settings: Settings) -> list[tuple[int, int, int]]:
-    """The shapes to measure, at least one of them beyond a CPU's cache."""
-    if settings.quick or settings.cuda:
-        return QUICK_SHAPES if settings.quick else SHAPES
+    """The shapes to measure, at least one of them beyond the device's cache."""
+    if settings.quick:
+        return QUICK_SHAPES
+    if settings.cuda:
+        return [*SHAPES, CUDA_SHAPE]
     k, b, d = max(SHAPES, key=math.prod)
     wanted = 1.25 * cache_bytes()
     return SHAPES if 4 * k * b * d > wanted else [*SHAPES, (k, math.ceil(wanted / (4 * k * d)), d)]

@@ -8,8 +8,9 @@ import torch
 from torch.nn.functional import linear
 
 from bench.harness import Case, Provider
+from bench.kinds import KINDS, multiplying
 from bench.peers import importance as peers
-from bench.settings import PUBLIC, Settings, peer
+from bench.settings import PUBLIC, Settings, on_triton, peer
 from lipvae import functional, ops, reference
 
 GEMM = "bare GEMM"
@@ -26,15 +27,17 @@ FAMILY_SHAPES = {
 
 
 @torch.no_grad()
-def fused_case(family: str, shape: tuple[int, int, int], settings: Settings) -> Case:
-    k, b, d = shape
+def fused_case(
+    family: str, shape: tuple[int, int, int], settings: Settings, kind: str = "float32"
+) -> Case:
+    (k, b, d), (dtype, _) = shape, KINDS[kind]
     count = reference.FAMILIES[family].parameters_per_dim
-    hidden = settings.randn(k, b, HIDDEN).relu()
-    weight = settings.randn(count * d, HIDDEN, seed=1) * HIDDEN**-0.5
-    bias = 0.1 * settings.randn(count * d, seed=2)
+    hidden = settings.randn(k, b, HIDDEN).relu().to(dtype)
+    weight = (settings.randn(count * d, HIDDEN, seed=1) * HIDDEN**-0.5).to(dtype)
+    bias = (0.1 * settings.randn(count * d, seed=2)).to(dtype)
     target = (settings.rand(b, d, seed=3) * 255).round() / 255
     rows, weight_t = hidden.view(k * b, HIDDEN), weight.t()
-    logits = torch.empty(k * b, count * d, device=settings.device)
+    logits = torch.empty(k * b, count * d, device=settings.device, dtype=dtype)
 
     @torch.no_grad()
     def fused() -> torch.Tensor:
@@ -56,16 +59,22 @@ def fused_case(family: str, shape: tuple[int, int, int], settings: Settings) -> 
     ]
     skipped: dict[str, str] = {}
     peer(providers, skipped, "eager", lambda: eager, memory=True)
-    work = {"operations": 2.0 * k * b * HIDDEN * count * d, "logits_bytes": 4.0 * logits.numel()}
+    if settings.cuda and kind == "float32":
+        providers.append(on_triton(fused, graph=True))
+    for provider in providers:
+        provider.run = multiplying(kind, provider.run)
+    work = {"operations": 2.0 * k * b * HIDDEN * count * d, "logits_bytes": float(logits.nbytes)}
+    how = "" if kind == "float32" else f", {kind}"
     return Case(
-        "importance_linear", f"forward, {family}", {"K": k, "B": b, "D": d, "H": HIDDEN},
+        "importance_linear", f"forward, {family}{how}", {"K": k, "B": b, "D": d, "H": HIDDEN},
         hidden.dtype, providers, skipped=skipped, work=work,
     )  # fmt: skip
 
 
 def cases(settings: Settings) -> Iterator[Case]:
     for shape in QUICK_SHAPES if settings.quick else SHAPES:
-        yield fused_case("bernoulli", shape, settings)
+        for kind in KINDS if settings.cuda else ["float32"]:
+            yield fused_case("bernoulli", shape, settings, kind)
     if not settings.quick:
         for family, shape in FAMILY_SHAPES.items():
             yield fused_case(family, shape, settings)

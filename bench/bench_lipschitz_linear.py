@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from bench.bench_l1_ball import ADAM_STEP, RADIUS, rows
 from bench.harness import Case, Provider
+from bench.kinds import KINDS, multiplying
 from bench.peers import l1_ball as l1_ball_peers
 from bench.peers.compiled import compiled
 from bench.peers.lipschitz_linear import NewtonLayer, ReluLayer, SortLayer
-from bench.settings import PUBLIC, Settings, peer
+from bench.settings import PUBLIC, Settings, on_triton, peer
 from bench.trained import density, trained_layers
+from lipvae import functional
+from lipvae._backend import kernel_module, obstacle
 from lipvae.nn import LipschitzLinear
 
 FLOOR, GEMM = "nn.Linear and ReLU", "bare GEMM"
@@ -24,6 +27,9 @@ BATCHES = (1, 128, 4096)
 # What the variant of a case says of its weight: torch's default for nn.Linear, which the projection
 # leaves dense, or what training makes of it.
 INITIAL, TRAINED = "", ", trained"
+# On a GPU the products alone as well: in, out and batch.
+PRODUCTS, PRODUCT_SHAPES = "products", [(4096, 4096, 4096), (1024, 1024, 128)]
+SORTED = "LNets and deel-torchlip"
 
 
 def alternating(layers: list[nn.Module]) -> Callable[[Tensor], Tensor]:
@@ -114,10 +120,12 @@ def layer_case(
         layer = NewtonLayer(weight, bias, radius, steps)
         return run(wrap(layer), [layer.weight, layer.bias])
 
-    peer(providers, skipped, "LNets and deel-torchlip", lnets)
+    peer(providers, skipped, SORTED, lnets)
     peer(providers, skipped, "Newton, min and max, eager", lambda: newton(lambda layer: layer))
     if compile_:
         peer(providers, skipped, "Newton, min and max, compiled", lambda: newton(compiled))
+    if settings.cuda:
+        providers.append(on_triton(run(alternating(ours), parameters(ours)), graph=True))
     multiply = 2.0 * batch * in_features * out_features
     sizes = {"batch": batch, "in": in_features, "out": out_features}
     return Case(
@@ -126,7 +134,59 @@ def layer_case(
     )  # fmt: skip
 
 
+@torch.no_grad()
+def product_case(kind: str, shape: tuple[int, int, int], settings: Settings) -> Case:
+    """The layer without autograd against its bare product, by each way that the kernels can go.
+
+    Args:
+        kind: of the products, a key of `KINDS`.
+        shape: in, out and batch.
+        settings: of the run.
+    """
+    (in_features, out_features, batch), (dtype, _) = shape, KINDS[kind]
+    weight = rows("initial", (out_features, in_features), settings).to(dtype)
+    bias = (0.1 * settings.randn(out_features, seed=4)).to(dtype)
+    x = settings.rand(batch, in_features, seed=5).to(dtype)
+    out, weight_t = torch.empty(batch, out_features, device=x.device, dtype=dtype), weight.t()
+    sorting = SortLayer(weight, bias, RADIUS)
+
+    def ours() -> Tensor:
+        return functional.lipschitz_linear(x, weight, bias, RADIUS, 2)
+
+    def kernels(projecting: bool) -> Callable[[], Any]:
+        forward = kernel_module("lipschitz_linear").lipschitz_linear_forward
+        return lambda: forward(x, weight, bias, RADIUS, 2, False, projecting=projecting)
+
+    @torch.no_grad()
+    def lnets() -> Tensor:
+        return sorting(x)
+
+    providers = [
+        Provider(GEMM, "limit", lambda: torch.mm(x, weight_t, out=out), graph=True),
+        Provider(PUBLIC, "ours", ours, graph=True),
+        Provider(SORTED, "peer", lnets),
+    ]
+    skipped: dict[str, str] = {}
+    for name, projecting in (("product that projects", True), ("projection, then product", False)):
+        why = obstacle("triton", x.device, dtype)
+        if why is None:
+            providers.append(Provider(f"Triton, {name}", "ours", kernels(projecting), graph=True))
+        else:
+            skipped[f"Triton, {name}"] = why
+    for provider in providers:
+        provider.run = multiplying(kind, provider.run)
+    return Case(
+        "lipschitz_linear", f"{PRODUCTS}, {kind}",
+        {"batch": batch, "in": in_features, "out": out_features}, dtype, providers,
+        skipped=skipped, work={"operations": 2.0 * batch * in_features * out_features},
+    )  # fmt: skip
+
+
 def cases(settings: Settings) -> Iterator[Case]:
+    if settings.cuda:
+        for kind in KINDS:
+            for sizes in PRODUCT_SHAPES:
+                yield product_case(kind, sizes, settings)
     shapes = SHAPES[:1] if settings.quick else SHAPES
     batches = (1, 128) if settings.quick else BATCHES
     for shape in shapes:

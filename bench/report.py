@@ -219,7 +219,9 @@ def section(rows: Sequence[Row], images: Sequence[Path]) -> str:
     parts = ["Measured on:", measured_on(rows)]
     if any(row["device"] == "cpu" for row in rows):
         parts += ["### Bars", bars.table(bars.judge(rows))]
-    if not any(row["device"] == "cuda" for row in rows):
+    if any(row["device"] == "cuda" for row in rows):
+        parts += ["### Aims on a GPU", bars.table(bars.judge(rows, "cuda"))]
+    else:
         parts.append("GPU: not measured on a GPU.")
     parts.append(f"Every case, with quantiles and peers: [{CASES}]({CASES}).")
     one = [row for row in rows if row["device"] == "cpu" and row["threads"] == 1]

@@ -20,6 +20,7 @@ _CUDA_STREAM_BYTES = 256 * 1024**2
 COPY, CLONE = "copy", "allocating copy"
 KERNEL, PUBLIC = "lipvae kernel", "lipvae"
 WARM, REFERENCE = "lipvae kernel, warm start", "lipvae, reference backend"
+TRITON = "lipvae, Triton's product"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ def on_reference(run: Callable[[], Any]) -> Provider:
             return run()
 
     return Provider(REFERENCE, "ours", referred)
+
+
+def on_triton(run: Callable[[], Any], *, graph: bool = False) -> Provider:
+    """The same call on a GPU by the Triton backend, which leaves no product to cuBLAS."""
+
+    def requested() -> Any:
+        with lipvae.backend("triton"):
+            return run()
+
+    return Provider(TRITON, "ours", requested, graph=graph)
 
 
 def vjp(function: Callable[..., Any], inputs: list[Tensor], grad: Tensor) -> Callable[[], Any]:

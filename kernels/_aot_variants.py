@@ -41,7 +41,7 @@ class Variant:
 
         Two variants of one code differ in types, tile and warps only.
         """
-        told = ("FAMILY", "GROUP", "DIM", "CONTIGUOUS")
+        told = ("FAMILY", "GROUP", "DIM", "CONTIGUOUS", "PROJECT")
         return (self.kernel.__name__, *(self.constants.get(name) for name in told))
 
 
@@ -63,7 +63,7 @@ def _l1_ball() -> Iterator[Variant]:
                 "radius": "fp64",
                 "cols": "i32",
             }
-            flags = {"WARM": True, "PROJECT": True}
+            flags = {"WARM": True, "PROJECT": True, "BY_THRESHOLD": False}
             name = f"l1_ball forward, {cols} columns, {dtype}"
             yield _variant(name, l1_ball.project_rows, forward, {**config, **flags})
             backward = {
@@ -75,6 +75,10 @@ def _l1_ball() -> Iterator[Variant]:
             }
             name = f"l1_ball backward, {cols} columns, {dtype}"
             yield _variant(name, l1_ball.project_rows_backward, backward, config)
+    types = {"weight_ptr": "*fp32", "threshold_ptr": "*fp64", "projected_ptr": "*fp32"}
+    constants = {name: l1_ball.row_config(4096)[name] for name in ("CHUNK", "num_warps")}
+    name = "l1_ball by known thresholds, 4096 columns, fp32"
+    yield _variant(name, l1_ball.shrink_rows, {**types, "cols": "i32"}, constants)
 
 
 def _group_sort() -> Iterator[Variant]:
@@ -134,23 +138,28 @@ def _lipschitz_linear(family: str) -> Iterator[Variant]:
             },
         }
         for product, pointers in types.items():
-            for tile in tiles(product, kind, family):
-                # A ragged inner dimension, such as 784 pixels, takes masks and so registers.
-                for even, group in ((True, 2), (False, 8)):
-                    fixed: dict[str, Any] = {"PRECISION": precision, "EVEN": even}
-                    label = "" if even else ", ragged"
-                    if product == "forward":
-                        network = group_sort.NETWORKS[group]
-                        fixed |= {"GROUP": group, "NETWORK": network, "BIAS": True, "RECORD": True}
-                        label += f", g={group}"
-                    elif product == "grad_weight":
-                        fixed |= {"BIAS": True}
-                    yield _variant(
-                        f"lipschitz_linear {product}, {_describe(tile, kind)}{label}",
-                        KERNELS[product],
-                        {**pointers, **sizes},
-                        {**fixed, **tile.keywords()},
-                    )
+            choices = (True,) if kind == "ieee" else (False, True)
+            for projecting in (False,) if product == "grad_weight" else choices:
+                for tile in tiles(product, kind, family, projecting=projecting):
+                    # A ragged inner dimension, such as 784 pixels, takes masks and so registers.
+                    for even, group in ((True, 2), (False, 8)):
+                        fixed: dict[str, Any] = {"PRECISION": precision, "EVEN": even}
+                        label = ", projecting" * projecting + ("" if even else ", ragged")
+                        if product == "forward":
+                            network = group_sort.NETWORKS[group]
+                            fixed |= {"GROUP": group, "NETWORK": network}
+                            fixed |= {"BIAS": True, "RECORD": True}
+                            label += f", g={group}"
+                        if product == "grad_weight":
+                            fixed["BIAS"] = True
+                        else:
+                            fixed["PROJECT"] = projecting
+                        yield _variant(
+                            f"lipschitz_linear {product}, {_describe(tile, kind)}{label}",
+                            KERNELS[product],
+                            {**pointers, **sizes},
+                            {**fixed, **tile.keywords()},
+                        )
 
 
 def _importance() -> Iterator[Variant]:

@@ -37,16 +37,18 @@ _TILES = {
 _LARGE = Tile(256, 128, 64, 8, 3)  # fits the registers on Hopper only, and only unswapped
 
 
-def tiles(product: str, kind: str, family: str, group: int = 1) -> list[Tile]:
+def tiles(
+    product: str, kind: str, family: str, group: int = 1, projecting: bool = False
+) -> list[Tile]:
     """The tiles of a product ("forward", "grad_x" or "grad_weight") on a family of GPUs.
 
-    Which order of the operands spills depends on both; Hopper runs either, and prefers the
-    projected weight first.
+    Which order of the operands spills depends on all of them. Where the product projects, Hopper
+    runs either, and prefers the projected weight first.
     """
-    if product == "grad_weight":  # nothing is projected, so nothing is gained
-        orders = [False]
-    elif kind == "ieee":
+    if product != "grad_weight" and kind == "ieee":
         orders = [True]
+    elif not projecting:
+        orders = [False]
     elif family == "hopper":
         orders = [True, False]
     else:
@@ -90,6 +92,7 @@ def linear_forward(
     NETWORK: tl.constexpr,
     BIAS: tl.constexpr,
     RECORD: tl.constexpr,
+    PROJECT: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
     SWAPPED: tl.constexpr,
@@ -97,7 +100,7 @@ def linear_forward(
     COLS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """One tile of y [rows, cols] from x [rows, inner] and W [cols, inner]."""
+    """One tile of y [rows, cols] from x [rows, inner] and W [cols, inner], projected if PROJECT."""
     row_tile, col_tile = tile_index(rows, cols, ROWS, COLS)
     row = row_tile * ROWS + tl.arange(0, ROWS)
     col = col_tile * COLS + tl.arange(0, COLS)
@@ -105,7 +108,8 @@ def linear_forward(
     # Rows beyond the edge repeat rows inside it; their results are dropped.
     x_tile = x_ptr + (row % rows).to(tl.int64)[:, None] * inner + k[None, :]
     w_tile = weight_ptr + (col % cols).to(tl.int64)[:, None] * inner + k[None, :]
-    hi, lo = split_threshold(tl.load(threshold_ptr + col % cols))
+    if PROJECT:
+        hi, lo = split_threshold(tl.load(threshold_ptr + col % cols))
 
     if SWAPPED:
         acc = tl.zeros([COLS, ROWS], tl.float32)
@@ -118,7 +122,8 @@ def linear_forward(
         else:
             x = tl.load(x_tile + start, mask=(start + k < inner)[None, :], other=0.0)
             w = tl.load(w_tile + start, mask=(start + k < inner)[None, :], other=0.0)
-        w = soft_threshold(w.to(tl.float32), hi[:, None], lo[:, None]).to(x.dtype)
+        if PROJECT:
+            w = soft_threshold(w.to(tl.float32), hi[:, None], lo[:, None]).to(x.dtype)
         if SWAPPED:
             acc = dot(w, tl.trans(x), acc, PRECISION)
         else:
@@ -155,6 +160,7 @@ def linear_grad_x(
     rows,
     cols,
     inner,
+    PROJECT: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
     SWAPPED: tl.constexpr,
@@ -162,7 +168,7 @@ def linear_grad_x(
     COLS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """One tile of dx [rows, cols] from dz [rows, inner] and W [inner, cols]."""
+    """One tile of dx [rows, cols] from dz [rows, inner] and W [inner, cols], as above."""
     row_tile, col_tile = tile_index(rows, cols, ROWS, COLS)
     row = row_tile * ROWS + tl.arange(0, ROWS)
     col = col_tile * COLS + tl.arange(0, COLS)
@@ -178,14 +184,17 @@ def linear_grad_x(
         if EVEN:
             grad = tl.load(g_tile + start)
             w = tl.load(w_tile)
-            tau = tl.load(threshold_ptr + start + k)
         else:
             inside = start + k < inner
             grad = tl.load(g_tile + start, mask=inside[None, :], other=0.0)
             w = tl.load(w_tile, mask=inside[:, None], other=0.0)
-            tau = tl.load(threshold_ptr + start + k, mask=inside, other=0.0)
-        hi, lo = split_threshold(tau)
-        w = soft_threshold(w.to(tl.float32), hi[:, None], lo[:, None]).to(grad.dtype)
+        if PROJECT:
+            if EVEN:
+                tau = tl.load(threshold_ptr + start + k)
+            else:
+                tau = tl.load(threshold_ptr + start + k, mask=start + k < inner, other=0.0)
+            hi, lo = split_threshold(tau)
+            w = soft_threshold(w.to(tl.float32), hi[:, None], lo[:, None]).to(grad.dtype)
         w_tile += INNER * tl.cast(cols, tl.int64)
         if SWAPPED:
             acc = dot(tl.trans(w), tl.trans(grad), acc, PRECISION)

@@ -18,7 +18,13 @@ from typing import Any
 import torch
 import triton
 
+from lipvae._backend import tf32_allowed
+
 _TIMED = 4
+
+# Instructions that the projection of an entry of a tile takes in the loop of a product, by the
+# machine code for an H100: `python -m lipvae.kernels.loops`.
+PROJECTION_OPS = 7
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the cost model knows of a GPU; rates per multiprocessor."""
+    """What the cost model knows of a GPU; rates per multiprocessor, but for the memory's."""
 
     family: str = "hopper"
     processors: int = 132
@@ -63,8 +69,10 @@ class Machine:
     half_rate: float = 7.5e12
     tf32_rate: float = 3.7e12
     float32_rate: float = 0.5e12
+    issue_rate: float = 2.2e11
     cache_rate: float = 8e10
     step_overhead: float = 1e-7
+    memory_rate: float = 3e12
 
 
 @functools.cache
@@ -80,19 +88,25 @@ def machine(index: int | None) -> Machine:
     return Machine(family, found.multi_processor_count, limit)
 
 
-def cost(tile: Tile, shape: tuple[int, int, int], kind: str, device: Machine) -> float:
+def _itemsize(kind: str) -> int:
+    return 2 if kind == "half" else 4
+
+
+def cost(
+    tile: Tile, shape: tuple[int, int, int], kind: str, device: Machine, projecting: bool = False
+) -> float:
     """Seconds that the model gives a product of this shape: waves x steps x time of a step.
 
-    A step takes as long as its arithmetic or its reads from the cache, whichever is longer.
+    A step takes as long as its arithmetic or its reads from the cache, whichever is longer. What
+    projects the weight's tile comes before the arithmetic, which waits for it.
     """
     rows, cols, inner = shape
     programs = math.ceil(rows / tile.rows) * math.ceil(cols / tile.cols)
-    rate, itemsize = {
-        "half": (device.half_rate, 2),
-        "tf32": (device.tf32_rate, 4),
-        "ieee": (device.float32_rate, 4),
-    }[kind]
+    rates = {"half": device.half_rate, "tf32": device.tf32_rate, "ieee": device.float32_rate}
+    rate, itemsize = rates[kind], _itemsize(kind)
     arithmetic = 2 * tile.rows * tile.cols * tile.inner / rate
+    if projecting:
+        arithmetic += tile.cols * tile.inner * PROJECTION_OPS / device.issue_rate
     traffic = (tile.rows + tile.cols) * tile.inner * itemsize / device.cache_rate
     steps = math.ceil(inner / tile.inner)
     waves = math.ceil(programs / device.processors)
@@ -100,12 +114,38 @@ def cost(tile: Tile, shape: tuple[int, int, int], kind: str, device: Machine) ->
 
 
 def ranked(
-    tiles: Sequence[Tile], shape: tuple[int, int, int], kind: str, device: Machine
+    tiles: Sequence[Tile],
+    shape: tuple[int, int, int],
+    kind: str,
+    device: Machine,
+    projecting: bool = False,
 ) -> list[Tile]:
     """The tiles that fit the device's shared memory, the cheapest by the model first."""
-    itemsize = 2 if kind == "half" else 4
-    fitting = [t for t in tiles if t.shared_bytes(itemsize) <= device.shared_limit]
-    return sorted(fitting, key=lambda tile: cost(tile, shape, kind, device))
+    fitting = [t for t in tiles if t.shared_bytes(_itemsize(kind)) <= device.shared_limit]
+    return sorted(fitting, key=lambda tile: cost(tile, shape, kind, device, projecting))
+
+
+def projects(
+    plain: Sequence[Tile],
+    projecting: Sequence[Tile],
+    shape: tuple[int, int, int],
+    kind: str,
+    device: Machine,
+) -> bool:
+    """Whether a product had better project each tile of the weight than be given P(W).
+
+    A product passes the weight once for every row of its tiles; P(W) is written and read once more.
+
+    Args:
+        plain: ranked tiles of the product alone.
+        projecting: ranked tiles of the product that projects.
+        shape: [rows, cols, inner] of the product, the weight being [cols, inner] or its transpose.
+        kind: of the product.
+        device: a GPU.
+    """
+    written = 2 * shape[1] * shape[2] * _itemsize(kind) / device.memory_rate
+    before = written + cost(plain[0], shape, kind, device)
+    return cost(projecting[0], shape, kind, device, projecting=True) < before
 
 
 _measured: dict[Hashable, Tile] = {}
@@ -134,16 +174,8 @@ def pick(key: Hashable, candidates: Sequence[Tile], launch: Callable[[Tile], obj
     return _measured[key]
 
 
-def _tf32_allowed() -> bool:
-    """Whether torch may multiply float32 as TF32, by whichever of its two switches was used."""
-    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # of newer releases
-    if precision is not None:
-        return bool(precision == "tf32")
-    return torch.get_float32_matmul_precision() != "highest"
-
-
 def product_kind(dtype: torch.dtype, family: str) -> str:
     """'half', or how float32 is multiplied: 'tf32' where torch may and the GPU can, else 'ieee'."""
     if dtype != torch.float32:
         return "half"
-    return "tf32" if family in ("ampere", "hopper") and _tf32_allowed() else "ieee"
+    return "tf32" if family in ("ampere", "hopper") and tf32_allowed() else "ieee"

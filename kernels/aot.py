@@ -51,16 +51,21 @@ class Figures:
     shared: int
 
 
-def _cuda_figures(cubin: bytes, shared: int) -> Figures:
+def read_cubin(cubin: bytes, tool: str, option: str) -> str:
+    """What one of the tools that come with Triton prints of an NVIDIA GPU's machine code."""
     spec = importlib.util.find_spec("triton.backends.nvidia")
     if spec is None or spec.origin is None:
         raise RuntimeError("this Triton has no NVIDIA backend")
-    tool = Path(spec.origin).parent / "bin" / "cuobjdump"
+    path = Path(spec.origin).parent / "bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [str(path), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _cuda_figures(cubin: bytes, shared: int) -> Figures:
+    text = read_cubin(cubin, "cuobjdump", "-res-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resource usage: {text!r}")
@@ -81,8 +86,8 @@ def _hip_figures(assembly: str, shared: int) -> Figures:
     return Figures(field("vgpr_count"), spills, shared)
 
 
-def compile_variant(variant: Variant, target: str) -> Figures:
-    """Compiles one variant for one target of `TARGETS`."""
+def compiled(variant: Variant, target: str) -> Any:
+    """One variant as Triton compiles it for one target of `TARGETS`."""
     names = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "constexpr") for name in names}
     # Tensors come 16-byte aligned from torch, and the sizes that matter are multiples of 16.
@@ -93,11 +98,16 @@ def compile_variant(variant: Variant, target: str) -> Figures:
     }
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **OPTIONS}
     source = ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)
-    compiled = triton.compile(source, target=TARGETS[target], options=options)
-    shared = compiled.metadata.shared
-    if "cubin" in compiled.asm:
-        return _cuda_figures(compiled.asm["cubin"], shared)
-    return _hip_figures(compiled.asm["amdgcn"], shared)
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def compile_variant(variant: Variant, target: str) -> Figures:
+    """What one variant takes of one target of `TARGETS`."""
+    kernel = compiled(variant, target)
+    shared = kernel.metadata.shared
+    if "cubin" in kernel.asm:
+        return _cuda_figures(kernel.asm["cubin"], shared)
+    return _hip_figures(kernel.asm["amdgcn"], shared)
 
 
 def _job(job: tuple[int, str]) -> Figures | str:

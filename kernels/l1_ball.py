@@ -29,6 +29,14 @@ MAX_COLS = 2**24
 
 
 @triton.jit
+def _shrink_row(row, out, hi, lo, cols, CHUNK: tl.constexpr):
+    for start in range(0, cols, CHUNK):
+        chunk = start + tl.arange(0, CHUNK)
+        w = tl.load(row + chunk, mask=chunk < cols, other=0.0).to(tl.float32)
+        tl.store(out + chunk, soft_threshold(w, hi, lo), mask=chunk < cols)
+
+
+@triton.jit
 def project_rows(
     weight_ptr,
     warm_ptr,
@@ -41,8 +49,12 @@ def project_rows(
     RESIDENT: tl.constexpr,
     WARM: tl.constexpr,
     PROJECT: tl.constexpr,
+    BY_THRESHOLD: tl.constexpr,
 ):
-    """One row a program: its threshold and, if asked for, its projection."""
+    """One row a program: its threshold and, if asked for, its projection.
+
+    BY_THRESHOLD projects by the threshold as it is stored, like all kernels that are given one.
+    """
     index = tl.program_id(0)
     row = weight_ptr + index.to(tl.int64) * cols
     radius = tl.full((), radius, tl.float64)  # a plain float while interpreted
@@ -78,20 +90,29 @@ def project_rows(
     tau = peak - delta
     # Rounded up where the subtraction rounded down, so that the row sum does not exceed r.
     upper = tau + tl.where((peak - tau) > delta, tau * 2.220446049250313e-16, 0.0)
-    tl.store(threshold_ptr + index, tl.where(outside, upper, 0.0))
+    upper = tl.where(outside, upper, 0.0)
+    tl.store(threshold_ptr + index, upper)
 
     if PROJECT:
-        hi = tau.to(tl.float32)
-        # From delta, not from tau: exact also where r is below the last bit of max|w|.
-        lo = ((peak - hi.to(tl.float64)) - delta).to(tl.float32)
-        hi = tl.where(outside, hi, 0.0)
-        lo = tl.where(outside, lo, 0.0)
-        out = projected_ptr + index.to(tl.int64) * cols
+        if BY_THRESHOLD:
+            hi, lo = split_threshold(upper)
+        else:
+            hi = tau.to(tl.float32)
+            # From delta, not from tau: exact also where r is below the last bit of max|w|.
+            lo = ((peak - hi.to(tl.float64)) - delta).to(tl.float32)
+            hi = tl.where(outside, hi, 0.0)
+            lo = tl.where(outside, lo, 0.0)
         # The row is read again, from the cache: its signs need not occupy registers until here.
-        for start in range(0, cols, CHUNK):
-            chunk = start + tl.arange(0, CHUNK)
-            kept = tl.load(row + chunk, mask=chunk < cols, other=0.0).to(tl.float32)
-            tl.store(out + chunk, soft_threshold(kept, hi, lo), mask=chunk < cols)
+        _shrink_row(row, projected_ptr + index.to(tl.int64) * cols, hi, lo, cols, CHUNK)
+
+
+@triton.jit
+def shrink_rows(weight_ptr, threshold_ptr, projected_ptr, cols, CHUNK: tl.constexpr):
+    """One row a program: its projection by a threshold found before."""
+    index = tl.program_id(0)
+    offset = index.to(tl.int64) * cols
+    hi, lo = split_threshold(tl.load(threshold_ptr + index))
+    _shrink_row(weight_ptr + offset, projected_ptr + offset, hi, lo, cols, CHUNK)
 
 
 @triton.jit
@@ -168,7 +189,11 @@ def row_config(cols: int) -> dict[str, int | bool]:
 
 
 def _run(
-    weight: Tensor, radius: float, warm: Tensor | None, project: bool
+    weight: Tensor,
+    radius: float,
+    warm: Tensor | None,
+    project: bool,
+    by_threshold: bool = False,
 ) -> tuple[Tensor, Tensor]:
     weight = check_operand("weight", weight, dim=2)
     radius = check_radius(radius)
@@ -190,6 +215,7 @@ def _run(
                 cols,
                 WARM=warm is not None,
                 PROJECT=project,
+                BY_THRESHOLD=by_threshold,
                 **row_config(cols),
                 **OPTIONS,
             )
@@ -225,6 +251,45 @@ def l1_ball_forward(
         added, to at most r (1 + 2^-23); a half row has each entry rounded to its dtype.
     """
     return _run(weight, radius, warm, project=True)
+
+
+def l1_ball_by_threshold(
+    weight: Tensor, radius: float = 1.0, warm: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`l1_ball_forward` with the bits that :func:`l1_ball_shrink` makes of the thresholds.
+
+    They differ where the radius is below the last bit of the largest entry in float64.
+    """
+    return _run(weight, radius, warm, project=True, by_threshold=True)
+
+
+def l1_ball_shrink(weight: Tensor, threshold: Tensor) -> Tensor:
+    """sign(w) max(|w| - tau, 0) by thresholds found before, in one launch.
+
+    Args:
+        weight: [rows, cols], float32, float16 or bfloat16.
+        threshold: float64 [rows].
+
+    Returns:
+        [rows, cols] in the dtype of `weight`.
+    """
+    weight = check_operand("weight", weight, dim=2)
+    threshold = check_companion("threshold", threshold, weight, weight.shape[:1], torch.float64)
+    rows, cols = weight.shape
+    projected = torch.empty_like(weight)
+    if weight.numel():
+        config = row_config(cols)
+        with on_device(weight):
+            shrink_rows[(rows,)](
+                weight,
+                threshold,
+                projected,
+                cols,
+                CHUNK=config["CHUNK"],
+                num_warps=config["num_warps"],
+                **OPTIONS,
+            )
+    return projected
 
 
 def l1_ball_backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:

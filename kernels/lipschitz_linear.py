@@ -1,12 +1,14 @@
 """The Lipschitz layer y = GroupSort_g(P_r(W) x + b), equation (1), and its gradient.
 
-Forward is two launches: the rows' thresholds, and a matrix product that soft-thresholds each tile
-of the weight as it arrives and, on the finished tile, adds the bias, sorts the groups and packs
-the comparators' outcomes. Neither the projected weight nor the unsorted product reaches memory.
+Forward is two launches: the rows' thresholds, and a matrix product that on the finished tile adds
+the bias, sorts the groups and packs the comparators' outcomes. The unsorted product never reaches
+memory. For few rows neither does the projected weight: the product soft-thresholds each tile of
+the weight as it arrives. For many rows that would cost it more than its arithmetic, a tile being
+projected again for every row of tiles, so the first launch writes P(W), the same bits.
 
-Backward is four launches, three without a sort: the sort undone, the gradients with respect to x
-(again projecting tiles of the weight as they arrive) and to P_r(W) (with the bias's in the same
-launch), and equation (3) in place.
+Backward is the sort undone, the gradients with respect to x (by the product that projects, or by
+P(W) made again in a launch) and to P_r(W) (with the bias's in the same launch), and equation (3) in
+place.
 """
 
 from __future__ import annotations
@@ -30,30 +32,68 @@ from lipvae.kernels._common import (
 from lipvae.kernels._lipschitz_products import KERNELS, tiles
 from lipvae.kernels._tuning import Machine, Tile
 from lipvae.kernels.group_sort import NETWORKS, code_shape, group_sort_backward
-from lipvae.kernels.l1_ball import l1_ball_threshold, project_gradient
+from lipvae.kernels.l1_ball import (
+    l1_ball_by_threshold,
+    l1_ball_shrink,
+    l1_ball_threshold,
+    project_gradient,
+)
+
+Shape = tuple[int, int, int]
 
 
 @functools.lru_cache(maxsize=4096)
 def _ranked(
-    product: str, kind: str, group: int, shape: tuple[int, int, int], device: Machine
+    product: str, kind: str, group: int, shape: Shape, device: Machine, projecting: bool
 ) -> list[Tile]:
     """The tiles of a product of one shape, kept so that a launch does not rank them again."""
-    return _tuning.ranked(tiles(product, kind, device.family, group), shape, kind, device)
+    found = tiles(product, kind, device.family, group, projecting)
+    return _tuning.ranked(found, shape, kind, device, projecting)
+
+
+@functools.lru_cache(maxsize=4096)
+def _projects(product: str, kind: str, group: int, shape: Shape, device: Machine) -> bool:
+    if kind == "ieee":  # whose arithmetic outweighs the projection
+        return True
+    plain, projecting = (
+        _ranked(product, kind, group, shape, device, choice) for choice in (False, True)
+    )
+    return _tuning.projects(plain, projecting, shape, kind, device)
+
+
+def _machine_and_kind(like: Tensor) -> tuple[Machine, str]:
+    device = _tuning.machine(like.device.index if like.is_cuda else None)
+    return device, _tuning.product_kind(like.dtype, device.family)
+
+
+def projects(product: str, like: Tensor, shape: Shape, group: int = 1) -> bool:
+    """Whether a product of this shape projects the weight itself, by the cost model.
+
+    Args:
+        product: "forward" or "grad_x".
+        like: one of the operands.
+        shape: [rows, cols, inner] of the product.
+        group: the group size, 1 for no sort.
+    """
+    device, kind = _machine_and_kind(like)
+    return _projects(product, kind, group, shape, device)
 
 
 def _launch(
     product: str,
     arguments: tuple[Any, ...],
-    shape: tuple[int, int, int],
+    shape: Shape,
     group: int = 1,
+    projecting: bool = False,
     **fixed: Any,
 ) -> None:
     """Runs a product kernel on the tile that the shape [rows, cols, inner] gets."""
     like = arguments[0]
     rows, cols, inner = shape
-    device = _tuning.machine(like.device.index if like.is_cuda else None)
-    kind = _tuning.product_kind(like.dtype, device.family)
-    ranked = _ranked(product, kind, group, shape, device)
+    device, kind = _machine_and_kind(like)
+    ranked = _ranked(product, kind, group, shape, device, projecting)
+    if product != "grad_weight":
+        fixed["PROJECT"] = projecting
 
     def launch(tile: Tile) -> None:
         grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols),)
@@ -71,7 +111,7 @@ def _launch(
 
     with on_device(like):
         bucket = (triton.next_power_of_2(rows), triton.next_power_of_2(cols), inner)
-        key = (product, like.dtype, like.device, kind, group, bucket)
+        key = (product, projecting, like.dtype, like.device, kind, group, bucket)
         launch(_tuning.pick(key, ranked, launch))
 
 
@@ -107,8 +147,12 @@ def lipschitz_linear_forward(
     record: bool = True,
     warm: Tensor | None = None,
     threshold: Tensor | None = None,
+    projected: Tensor | None = None,
+    projecting: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y = GroupSort_g(P_r(W) x + b), equation (1), in two launches, or in one with `threshold`.
+    """y = GroupSort_g(P_r(W) x + b), equation (1), in two launches.
+
+    With `threshold` and, where the product does not project, `projected` it takes one.
 
     Args:
         x: [rows, in], float32, float16 or bfloat16.
@@ -119,6 +163,9 @@ def lipschitz_linear_forward(
         record: whether to record the comparators for the backward pass.
         warm: float64 [out], thresholds to start from.
         threshold: float64 [out], the thresholds themselves, found before.
+        projected: [out, in], P(W) by these thresholds.
+        projecting: whether the product projects tiles of the weight; None leaves it to the cost
+            model.
 
     Returns:
         y [rows, out] in the dtype of x, accumulated in float32; the thresholds, float64 [out]; the
@@ -130,9 +177,19 @@ def lipschitz_linear_forward(
     group = _check_group(group_size, cols)
     if bias is not None:
         bias = check_companion("bias", bias, x, (cols,), x.dtype)
+    shape = (rows, cols, inner)
+    if projecting is None:
+        projecting = rows == 0 or projects("forward", x, shape, group)
     if threshold is None:
-        threshold = l1_ball_threshold(weight, radius, warm)
+        if projecting:
+            threshold = l1_ball_threshold(weight, radius, warm)
+        else:
+            projected, threshold = l1_ball_by_threshold(weight, radius, warm)
     threshold = check_companion("threshold", threshold, x, (cols,), torch.float64)
+    if not projecting:
+        if projected is None:
+            projected = l1_ball_shrink(weight, threshold)
+        weight = check_companion("projected", projected, x, (cols, inner), x.dtype)
     y = x.new_empty(rows, cols)
     code = None
     if group > 1 and record:
@@ -141,8 +198,9 @@ def lipschitz_linear_forward(
         _launch(
             "forward",
             (x, weight, x if bias is None else bias, threshold, y, x if code is None else code),
-            (rows, cols, inner),
+            shape,
             group,
+            projecting,
             GROUP=group,
             NETWORK=NETWORKS.get(group, ()),
             BIAS=bias is not None,
@@ -159,6 +217,7 @@ def lipschitz_linear_backward(
     code: Tensor | None,
     group_size: int | None = None,
     needs: tuple[bool, bool, bool] = (True, True, True),
+    projecting: bool | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of :func:`lipschitz_linear_forward`.
 
@@ -170,6 +229,7 @@ def lipschitz_linear_backward(
         code: the forward pass's code; None without a sort.
         group_size: as in the forward pass.
         needs: which of the three gradients to compute.
+        projecting: as in the forward pass, of the product that gives the gradient of x.
 
     Returns:
         Gradients with respect to x, the weight (through the projection, equation (3)) and the
@@ -188,7 +248,12 @@ def lipschitz_linear_backward(
     if needs[0]:
         grad_x = torch.empty_like(x)
         if rows:
-            _launch("grad_x", (grad, weight, threshold, grad_x), (rows, inner, cols))
+            shape = (rows, inner, cols)
+            if projecting is None:
+                projecting = projects("grad_x", x, shape)
+            factor = weight if projecting else l1_ball_shrink(weight, threshold)
+            operands = (grad, factor, threshold, grad_x)
+            _launch("grad_x", operands, shape, projecting=projecting)
     if needs[1]:
         grad_projected = result(x, (cols, inner), torch.float32, written=rows > 0)
         sums = result(x, (cols,), torch.float32, written=rows > 0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 NAMES = ("reference", "cpp", "triton")
-OPS = ("l1_ball", "group_sort", "lipschitz_linear", "importance", "vmf")
+OPS = ("l1_ball", "group_sort", "lipschitz_linear", "importance", "importance_linear", "vmf")
 
 # Those before it do not compile the kernels of GroupSort.
 _OLDEST_TRITON = (3, 4)
@@ -174,17 +174,32 @@ def _too_old(device: torch.device) -> str | None:
 
 
 def drawback(op: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why an op that has a kernel for such tensors is left to torch unless asked for, or None."""
-    halves = op in _PRODUCTS and dtype in (torch.float16, torch.bfloat16)
-    if device.type == "cuda" and halves and not _multiplies_halves(device):
+    """Why an op that has a kernel for such tensors is left to torch unless asked for, or None.
+
+    Triton's products are left to the GPU's matrix units. Without them, cuBLAS has several times
+    their speed: they wait for shared memory (docs/performance.md).
+    """
+    if device.type != "cuda" or op not in _PRODUCTS or torch.version.hip is not None:
+        return None
+    if dtype == torch.float32 and not (tf32_allowed() and _from_ampere_on(device)):
+        return "products of float32 without TF32 are left to cuBLAS, between kernels of ours"
+    if dtype in (torch.float16, torch.bfloat16) and not _from_ampere_on(device):
         return "products of 16 bits are left to torch on GPUs before Ampere"
     return None
 
 
 @functools.cache
-def _multiplies_halves(device: torch.device) -> bool:
-    """Whether Triton's products of 16 bits use the GPU's matrix units: from Ampere on."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+def _from_ampere_on(device: torch.device) -> bool:
+    """Whether Triton's products use an NVIDIA GPU's matrix units for halves and TF32."""
+    return torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def tf32_allowed() -> bool:
+    """Whether torch may multiply float32 as TF32, by whichever of its two switches was used."""
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # of newer releases
+    if precision is not None:
+        return bool(precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def choose(op: str, tensor: Tensor, *, kernel: bool = True) -> str:

@@ -120,7 +120,7 @@ def _gradient(op: str) -> torch.Tensor:
     return (result[0] if isinstance(result, tuple) else result).sum()
 
 
-@pytest.mark.parametrize("op", _backend.OPS)
+@pytest.mark.parametrize("op", [op for op in _backend.OPS if op != "importance_linear"])
 def test_a_backward_pass_keeps_its_backend_on_another_thread(
     op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,18 +151,37 @@ def test_an_old_triton_is_refused_with_its_version(monkeypatch: pytest.MonkeyPat
     assert "3.2.0 is too old" in found.reason
 
 
-@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "reference"), ((8, 0), "triton")])
-def test_products_of_halves_need_the_matrix_units_that_triton_uses(
-    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("capability", "precision", "dtype", "expected"),
+    [
+        ((7, 5), "highest", torch.float16, "reference"),
+        ((8, 0), "highest", torch.float16, "triton"),
+        ((9, 0), "highest", torch.bfloat16, "triton"),
+        ((7, 5), "high", torch.float32, "reference"),
+        ((9, 0), "highest", torch.float32, "reference"),
+        ((9, 0), "high", torch.float32, "triton"),
+    ],
+)
+def test_products_need_the_matrix_units_that_triton_uses(
+    capability: tuple[int, int],
+    precision: str,
+    dtype: torch.dtype,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(_backend, "triton_availability", lambda: _backend.Availability(sys, ""))
-    _backend._multiplies_halves.cache_clear()
-    half = SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.float16, is_cpu=False)
-    single = SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.float32, is_cpu=False)
+    _backend._from_ampere_on.cache_clear()
+    tensor = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype, is_cpu=False)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
     try:
-        assert _backend.choose("lipschitz_linear", half) == expected
-        assert _backend.choose("importance", half) == "triton"
-        assert _backend.choose("lipschitz_linear", single) == "triton"
+        for op in ("lipschitz_linear", "importance_linear"):
+            assert _backend.choose(op, tensor) == expected
+            with lipvae.backend("triton"):
+                assert _backend.choose(op, tensor) == "triton"
+        for op in ("l1_ball", "group_sort", "importance"):
+            assert _backend.choose(op, tensor) == "triton"
     finally:
-        _backend._multiplies_halves.cache_clear()
+        torch.set_float32_matmul_precision(before)
+        _backend._from_ampere_on.cache_clear()

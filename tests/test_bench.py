@@ -6,10 +6,22 @@ import load_bench  # noqa: F401
 import pytest
 import torch
 
-from bench import bars, bench_l1_ball, bench_scores, harness, memory, report, results, roofline
+from bench import (
+    bars,
+    bench_importance_linear,
+    bench_l1_ball,
+    bench_lipschitz_linear,
+    bench_scores,
+    harness,
+    memory,
+    report,
+    results,
+    roofline,
+)
 from bench.__main__ import main
 from bench.harness import Budget, Case, Provider, Timing, measure, run_case
-from bench.settings import COPY, KERNEL, Settings
+from bench.kinds import KINDS, multiplying
+from bench.settings import COPY, KERNEL, PUBLIC, Settings
 
 TINY = Budget(seconds=0.01, min_rounds=2, max_rounds=4)
 QUICK = Settings(quick=True)
@@ -224,6 +236,45 @@ def test_bars_without_rows_are_not_met_silently():
     verdicts = bars.judge([])
     assert {v.met for v in verdicts} == {None}
     assert bars.table(verdicts).count("not measured") == len(bars.BARS)
+
+
+def test_aims_are_judged_by_rows_of_a_gpu():
+    sizes = {"batch": 4096, "in": 4096, "out": 4096}
+    row = {
+        "op": "lipschitz_linear", "variant": "products, tf32", "shape": sizes, "device": "cuda",
+        "versions": {}, "date": "2026-01-01",
+    }  # fmt: skip
+    gemm = bench_lipschitz_linear.GEMM
+    rows = [
+        fake_row(gemm, **row),
+        fake_row(PUBLIC, **row, limit=gemm, to_limit=1.2),
+        fake_row(PUBLIC, **row | {"device": "cpu"}, limit=gemm, to_limit=9.0),
+    ]
+    verdict = next(v for v in bars.judge(rows, "cuda") if v.cases)
+    assert (verdict.worst, verdict.met) == (1.2, False)
+    assert len(bars.judge(rows, "cuda")) == len(bars.AIMS)
+    page = report.section(rows, [])
+    assert "### Aims on a GPU" in page
+    assert "not measured on a GPU" not in page
+
+
+@pytest.mark.parametrize("kind", ["float32", "tf32"])  # a CPU takes no halves
+def test_products_of_each_kind(kind):
+    case = bench_lipschitz_linear.product_case(kind, (8, 16, 4), QUICK)
+    rows = run_case(case, TINY, "cpu")
+    assert {row["provider"] for row in rows} >= {bench_lipschitz_linear.GEMM, PUBLIC}
+    assert {row["dtype"] for row in rows} == {str(KINDS[kind][0]).removeprefix("torch.")}
+    head = bench_importance_linear.fused_case("bernoulli", (2, 2, 8), QUICK, kind)
+    assert {row["dtype"] for row in run_case(head, TINY, "cpu")} == {rows[0]["dtype"]}
+
+
+def test_a_kind_of_product_is_set_for_the_call_alone():
+    before = torch.get_float32_matmul_precision()
+    assert multiplying("tf32", torch.get_float32_matmul_precision)() == "high"
+    assert torch.get_float32_matmul_precision() == before == "highest"
+    with pytest.raises(ZeroDivisionError):
+        multiplying("tf32", lambda: 1 // 0)()
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_rooflines_name_what_binds():

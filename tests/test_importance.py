@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -230,6 +231,42 @@ def test_importance_linear_is_the_composition(backend: str, family: str) -> None
             k,
             0,
         )
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "largest"),
+    [
+        ("bernoulli", (40, 3, 10), 33 * 10),  # as many as the cache holds
+        ("bernoulli", (40, 3, 100), 6 * 100),  # and as many rows as pay
+        ("gaussian", (40, 3, 150), 3 * 300),  # and no more than fit
+        ("categorical256", (4, 3, 5), 3 * 1280),
+        ("bernoulli", (0, 3, 10), 0),
+    ],
+)
+def test_importance_linear_by_torchs_product_on_a_device(
+    family: str, shape: tuple[int, int, int], largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["lipvae.ops.importance_linear"]
+    limits = {"CACHED_NUMBERS": 350, "LEAST_ROWS": 8, "MOST_NUMBERS": 1000}
+    for name, value in limits.items():
+        monkeypatch.setattr(module, name, value)
+    made: list[int] = []
+
+    def linear(*arguments: torch.Tensor) -> torch.Tensor:
+        made.append(torch.nn.functional.linear(*arguments).numel())
+        return torch.nn.functional.linear(*arguments)
+
+    monkeypatch.setattr(module, "linear", linear)
+    k, b, d = shape
+    count = reference.FAMILIES[family].parameters_per_dim
+    hidden, weight, bias = torch.randn(k, b, 6), torch.randn(count * d, 6), torch.randn(count * d)
+    weight[d:], bias[d:] = 0.1 * weight[d:], 0.1 * bias[d:]
+    target = torch.randint(0, 256, (b, d)) / 255
+    wide = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    truth = reference.importance(wide, target.double(), family)
+    got = module._by_samples(hidden, weight, bias, target, family)
+    assert_as_accurate("importance_linear", got, truth)
+    assert max(made) == largest
 
 
 @pytest.mark.parametrize("d", [1024, 1025, 3072])

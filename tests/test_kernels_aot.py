@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
-from lipvae.kernels import aot, l1_ball
+from lipvae.kernels import aot, l1_ball, loops
 from lipvae.kernels._aot_variants import variants
 
 
@@ -137,3 +137,39 @@ def test_a_variant_that_does_not_compile_is_reported(monkeypatch: pytest.MonkeyP
 def test_cpu_tensors_are_refused_where_kernels_are_compiled() -> None:
     with pytest.raises(ValueError, match="weight must be on a CUDA or ROCm device"):
         l1_ball.l1_ball_forward(torch.ones(2, 3))
+
+
+def test_loops_are_found_in_machine_code() -> None:
+    text = """
+    .L_x_0:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+    .L_x_1:
+        /*0010*/                   LDS.128 R4, [R2] ;
+        /*0020*/              @!P0 FFMA R0, R1, R2, R3 ;
+        /*0030*/                   FFMA R0, R1, R2, R3 ;
+        /*0040*/               @P1 BRA `(.L_x_1) ;
+        /*0050*/                   FADD R0, R1, R2 ;
+        /*0060*/              @!P2 BRA `(.L_x_0) ;
+        /*0070*/                   BRA `(.L_x_2) ;
+    .L_x_2:
+        /*0080*/                   EXIT ;
+    """
+    inner = ["LDS.128", "FFMA", "FFMA", "BRA"]
+    assert loops.loops(text) == [inner, ["MOV", *inner, "FADD", "BRA"]]
+    assert loops.hottest(text) == inner
+
+
+def test_a_product_that_projects_takes_more_instructions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "lipschitz_linear grad_x, half 64x64x64, 4 warps"
+    assert loops.main([f"^{name}(, swapped, projecting)?$"]) == 0
+    plain, projecting = (
+        [int(cell) for cell in line.split("|")[2:-1]]
+        for line in capsys.readouterr().out.splitlines()[2:]
+    )
+    assert plain[1] > 0
+    assert plain[1] == projecting[1]
+    assert 2 * plain[0] < projecting[0]
+    assert loops.main(["no such kernel"]) == 2
+    assert "no such kernel" in capsys.readouterr().err

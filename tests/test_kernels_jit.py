@@ -93,7 +93,13 @@ def samples(count: int, images: int, dim: int, dtype: torch.dtype) -> None:
 
 
 def layer(
-    rows: int, inner: int, cols: int, group: int | None, dtype: torch.dtype, record: bool
+    rows: int,
+    inner: int,
+    cols: int,
+    group: int | None,
+    dtype: torch.dtype,
+    record: bool,
+    projecting: bool = True,
 ) -> None:
     x, weight, bias = (
         rand(rows, inner, dtype=dtype),
@@ -101,7 +107,7 @@ def layer(
         rand(cols, dtype=dtype),
     )
     lipschitz_linear.lipschitz_linear_forward(
-        x, weight, bias if record else None, 1.0, group, record
+        x, weight, bias if record else None, 1.0, group, record, projecting=projecting
     )
     if record:
         code = None
@@ -109,7 +115,7 @@ def layer(
             code = torch.empty(group_sort.code_shape(rows, cols, 1, group), dtype=torch.uint8)
         threshold = torch.zeros(cols, dtype=torch.float64)
         lipschitz_linear.lipschitz_linear_backward(
-            rand(rows, cols, dtype=dtype), x, weight, threshold, code, group
+            rand(rows, cols, dtype=dtype), x, weight, threshold, code, group, projecting=projecting
         )
 
 
@@ -128,6 +134,8 @@ LAUNCHES: dict[str, Callable[[], Any]] = {
     "layer, no sort": lambda: layer(1, 784, 64, None, torch.float32, True),
     "layer, one input": lambda: layer(100, 1, 20, 4, torch.float32, False),
     "layer, half": lambda: layer(128, 785, 64, 8, torch.float16, True),
+    "layer, projected before": lambda: layer(128, 785, 64, 2, torch.bfloat16, True, False),
+    "layer of one unit, projected before": lambda: layer(1, 1, 1, None, torch.float32, True, False),
     "importance of one of each": lambda: importance.importance_forward(rand(1, 1, 1), rand(1, 1)),
     "importance, categorical256": lambda: importance.importance_forward(
         rand(1, 1, 256), rand(1, 1), "categorical256"

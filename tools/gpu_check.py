@@ -126,9 +126,11 @@ def markdown(device: dict[str, str], steps: list[dict[str, object]], rows: Path 
         lines.append(f"| {step['step']} | {result} | {step['seconds']} |")
     if rows is not None:
         sys.path.insert(0, str(ROOT))
-        from bench import report, results
+        from bench import bars, report, results
 
-        lines += ["", report.case_table(results.cases(results.load([rows])))]
+        measured = results.load([rows])
+        lines += ["", "## Aims", "", bars.table(bars.judge(measured, "cuda"))]
+        lines += ["", "## Every case", "", report.case_table(results.cases(measured))]
     return "\n".join(lines) + "\n"
 
 

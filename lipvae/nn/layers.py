@@ -21,8 +21,8 @@ from lipvae._validate import (
     fits_rows,
 )
 from lipvae.ops._common import autocasting, compiling, needs_grad, without_autocast
-from lipvae.ops.known_thresholds import KnownThresholds
 from lipvae.ops.packed_lipschitz import PackedLipschitzLinear
+from lipvae.ops.projected_lipschitz import ProjectedLipschitzLinear
 
 # Entries of a fresh row that matter, and the shares of the radius that these and all the others
 # take. Dense rows of L1 norm r average their inputs, and the signal dies within two layers; a row
@@ -195,9 +195,9 @@ class LipschitzLayer(nn.Module):
 
 
 # What a frozen linear layer is on the backends that keep more of it than a weight.
-_FROZEN: dict[str, type[PackedLipschitzLinear] | type[KnownThresholds]] = {
+_FROZEN: dict[str, type[PackedLipschitzLinear] | type[ProjectedLipschitzLinear]] = {
     "cpp": PackedLipschitzLinear,
-    "triton": KnownThresholds,
+    "triton": ProjectedLipschitzLinear,
 }
 
 
@@ -279,12 +279,14 @@ class LipschitzLinear(LipschitzLayer):
             self.weight, self.bias, self._lipschitz, self.group_size, self.threshold
         )
 
-    def _freeze(self) -> Tensor | PackedLipschitzLinear | KnownThresholds:
+    def _freeze(self) -> Tensor | PackedLipschitzLinear | ProjectedLipschitzLinear:
         backend = self._backend()
         if backend == "cpp":
             return self.packed()
         if backend == "triton":
-            return KnownThresholds(self.weight, self.bias, self._lipschitz, self.group_size)
+            return ProjectedLipschitzLinear(
+                self.weight, self.bias, self._lipschitz, self.group_size
+            )
         return self.projected_weight()
 
     def _backend(self) -> str:
@@ -293,8 +295,8 @@ class LipschitzLinear(LipschitzLayer):
     def _frozen_forward(self, x: Tensor) -> Tensor | None:
         """The output by the frozen weight, or None where that would round differently.
 
-        A weight packed for one backend is not the product of another, Triton's kernel projects
-        while it multiplies and never writes the weight to memory, and a compiled graph holds ops.
+        A weight packed for one backend is not the product of another, and a compiled graph holds
+        ops.
         """
         fixed, backend = self._frozen, self._backend()
         rows = x.reshape(-1, self.in_features)

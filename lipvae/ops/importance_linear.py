@@ -9,14 +9,18 @@ from torch.nn.functional import linear
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, needs_grad
+from lipvae.ops._common import compiling, dtype_code, needs_grad, without_autocast
 from lipvae.ops.importance import FAMILY_CODES, importance, result_dtype
 from lipvae.ops.importance import forward as importance_forward
 from lipvae.ops.panels import pack
 
-# Samples that the reference decodes at once, and the parameters that it makes at once on a device.
+# Samples of an image that the reference decodes at once.
 TILE_SAMPLES = 128
-TILE_NUMBERS = 1 << 26
+
+# Parameters that torch's product makes at once on a device: what its second-level cache holds until
+# they are reduced. A product of few rows would wait for the weight, so there are at least as many
+# rows as these, as far as they make no more than so many numbers.
+CACHED_NUMBERS, LEAST_ROWS, MOST_NUMBERS = 1 << 23, 256, 1 << 26
 
 # Bytes of a row of parameters that the C++ kernel makes at once, where one panel a parameter is not
 # more. A tile of such rows stays in the second-level cache until it is reduced, and the part of the
@@ -130,12 +134,15 @@ def forward(
 def _by_samples(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str
 ) -> Tensor:
-    """:func:`forward` by torch's product on a device, all images at once."""
-    tile = max(1, TILE_NUMBERS // max(1, hidden.shape[1] * len(weight)))
-    found = [
-        importance_forward(linear(part, weight, bias), target, family)
-        for part in hidden.split(tile)
-    ]
+    """:func:`forward` by torch's product on a device, some samples of all images at once."""
+    units = max(1, len(weight))
+    rows = max(CACHED_NUMBERS // units, min(LEAST_ROWS, MOST_NUMBERS // units))
+    tile = max(1, rows // max(1, hidden.shape[1]))
+    with without_autocast(hidden.device):
+        found = [
+            importance_forward(linear(part, weight, bias), target, family)
+            for part in hidden.split(tile)
+        ]
     return torch.cat(found) if len(found) != 1 else found[0]
 
 

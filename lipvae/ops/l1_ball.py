@@ -44,6 +44,14 @@ def cpp_forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Ten
     return projected, threshold
 
 
+def shrink(weight: Tensor, threshold: Tensor) -> Tensor:
+    """The projection by thresholds found before, for products by torch."""
+    if choose("l1_ball", weight) == "triton":
+        return kernel_module("l1_ball").l1_ball_shrink(weight, threshold)
+    tau = threshold.unsqueeze(-1)
+    return (weight.sign() * (weight.abs() - tau).relu()).to(weight.dtype)
+
+
 def backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
     """Gradient with respect to the weight, equation (3)."""
     backend = choose("l1_ball", weight)

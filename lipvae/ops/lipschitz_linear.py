@@ -1,8 +1,9 @@
 """The Lipschitz layer, equation (1): projection, matmul, bias and GroupSort.
 
-On a GPU one kernel does all but the thresholds, on a CPU one C++ call does everything, in either
-direction. No backend keeps the projected weight for the backward pass: it takes the thresholds to
-make it again. Training leaves that weight a few per cent of its entries; the C++ backend then lists
+On a CPU one C++ call does everything, in either direction; on a GPU one kernel does the product and
+what follows it, and its float32 products, unless TF32 is allowed, are cuBLAS's between kernels of
+ours. No backend keeps the projected weight for the backward pass: it takes the thresholds to make
+it again. Training leaves that weight a few per cent of its entries; the C++ backend then lists
 them, and both passes go over the list.
 """
 
@@ -29,6 +30,7 @@ from lipvae.ops.group_sort import forward as group_sort_forward
 from lipvae.ops.group_sort import group_sort, rows_code_shape
 from lipvae.ops.l1_ball import backward as l1_ball_backward
 from lipvae.ops.l1_ball import forward as l1_ball_forward
+from lipvae.ops.l1_ball import shrink
 from lipvae.ops.packed_lipschitz import cpp_backward, cpp_forward
 
 
@@ -86,11 +88,11 @@ def backward(
     if code is not None:
         grad = group_sort_backward(grad, code, group_size, 1)
     grad_x = grad_weight = grad_bias = None
-    if needs[0]:
-        tau = threshold.unsqueeze(-1)
-        grad_x = grad @ (weight.sign() * (weight.abs() - tau).relu()).to(weight.dtype)
-    if needs[1]:
-        grad_weight = l1_ball_backward(grad.t() @ x, weight, threshold)
+    with without_autocast(x.device):
+        if needs[0]:
+            grad_x = grad @ shrink(weight, threshold)
+        if needs[1]:
+            grad_weight = l1_ball_backward(grad.t() @ x, weight, threshold)
     if needs[2]:
         grad_bias = grad.sum(0)
     return grad_x, grad_weight, grad_bias

@@ -22,9 +22,9 @@ FAMILIES = list(reference.FAMILIES)
 
 
 def skip_where_torch_multiplies(dtype: torch.dtype) -> None:
-    """A kernel that nobody gets is not judged: it may take minutes on such a GPU."""
+    """Products of halves that nobody gets are not judged: they may take minutes on such a GPU."""
     why = _backend.drawback("lipschitz_linear", torch.device("cuda", 0), dtype)
-    if why is not None:
+    if why is not None and dtype != torch.float32:
         pytest.skip(why)
 
 
@@ -73,10 +73,11 @@ def test_group_sort(shape: tuple[int, ...], dim: int, group_size: int, dtype: to
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("projecting", [True, False], ids=["projecting", "projected"])
 @pytest.mark.parametrize("group_size", [None, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(1, 784, 64), (128, 784, 512), (1000, 520, 1032)])
 def test_lipschitz_linear(
-    shape: tuple[int, int, int], group_size: int | None, dtype: torch.dtype
+    shape: tuple[int, int, int], group_size: int | None, projecting: bool, dtype: torch.dtype
 ) -> None:
     from lipvae.kernels.lipschitz_linear import (
         lipschitz_linear_backward,
@@ -91,9 +92,10 @@ def test_lipschitz_linear(
         randn(out, dtype=dtype),
     )
     grad = randn(rows, out, dtype=dtype)
-    unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 3.0, None)
-    y, threshold, code = lipschitz_linear_forward(x, weight, bias, 3.0, group_size)
-    grads = lipschitz_linear_backward(grad, x, weight, threshold, code, group_size)
+    how = {"projecting": projecting}
+    unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 3.0, None, **how)
+    y, threshold, code = lipschitz_linear_forward(x, weight, bias, 3.0, group_size, **how)
+    grads = lipschitz_linear_backward(grad, x, weight, threshold, code, group_size, **how)
     wide = (x.double(), weight.double(), bias.double())
     assert_as_accurate("lipschitz_linear", unsorted, reference.lipschitz_linear(*wide, 3.0, None))
     grad_z = grad.double()
@@ -111,6 +113,50 @@ def test_lipschitz_linear(
     for got, true in zip(grads, truths, strict=True):
         assert got is not None
         assert_as_accurate("lipschitz_linear", got, true)
+
+
+def float32_layer(x: torch.Tensor) -> torch.Tensor:
+    """The layer and its gradients as float32 goes by default, one after the other."""
+    weight, bias = (torch.linspace(-1, 1, n, device="cuda") for n in (96 * 200, 96))
+    inputs = [t.detach().requires_grad_() for t in (x, weight.view(96, 200).sin(), bias)]
+    y, _ = lipvae.ops.lipschitz_linear(*inputs, 3.0, 2)
+    grads = torch.autograd.grad(y, inputs, y.detach())
+    return torch.cat([t.detach().flatten() for t in (y, *grads)])
+
+
+def float32_head(x: torch.Tensor) -> torch.Tensor:
+    """The fused head as float32 goes by default: [6 * 50, 200] -> [6, 50]."""
+    weight = torch.linspace(-2, 2, 784 * 200, device="cuda").view(784, 200).cos() / 12
+    target = torch.linspace(0, 1, 50 * 784, device="cuda").view(50, 784)
+    return lipvae.ops.importance_linear(x.view(6, 50, 200), weight, None, target, "bernoulli")
+
+
+def test_float32_as_it_goes_by_default() -> None:
+    x = randn(300, 200)
+    weight, bias = (torch.linspace(-1, 1, n, device="cuda") for n in (96 * 200, 96))
+    wide = [t.double().requires_grad_() for t in (x, weight.view(96, 200).sin(), bias)]
+    truth = reference.lipschitz_linear(*wide, 3.0, 2)
+    got = float32_layer(x)
+    y = got[: truth.numel()].view_as(truth)
+    assert_as_accurate("lipschitz_linear", y, truth.detach())
+    grads = torch.autograd.grad(truth, wide, y.double())
+    parts = got[truth.numel() :].split([g.numel() for g in grads])
+    for part, grad in zip(parts, grads, strict=True):
+        assert_as_accurate("lipschitz_linear", part.view_as(grad), grad)
+
+    weight = torch.linspace(-2, 2, 784 * 200, device="cuda").view(784, 200).cos() / 12
+    target = torch.linspace(0, 1, 50 * 784, device="cuda").view(50, 784)
+    logits = x.double().view(6, 50, 200) @ weight.double().t()
+    exact = reference.importance(logits, target.double(), "bernoulli")
+    assert_as_accurate("importance_linear", float32_head(x), exact)
+
+
+@pytest.mark.parametrize("run", [float32_layer, float32_head])
+def test_float32_can_be_captured_as_it_goes_by_default(
+    run: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    x, other = randn(300, 200), randn(300, 200)
+    assert torch.equal(captured(run, x, other), run(other))
 
 
 def test_tf32_is_used_only_where_torch_allows_it() -> None:

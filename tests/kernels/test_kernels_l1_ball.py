@@ -10,7 +10,13 @@ from conftest import assert_as_accurate
 
 from lipvae import reference
 from lipvae.kernels import l1_ball
-from lipvae.kernels.l1_ball import l1_ball_backward, l1_ball_forward, l1_ball_threshold
+from lipvae.kernels.l1_ball import (
+    l1_ball_backward,
+    l1_ball_by_threshold,
+    l1_ball_forward,
+    l1_ball_shrink,
+    l1_ball_threshold,
+)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -64,6 +70,18 @@ def test_against_truth(kind: str, shape: tuple[int, int], dtype: torch.dtype) ->
 def test_the_threshold_alone() -> None:
     weight = rows("mixed", 4, 40)
     assert torch.equal(l1_ball_threshold(weight, 0.9), l1_ball_forward(weight, 0.9)[1])
+
+
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["heavy", "ties", "mixed"])
+def test_by_known_thresholds(kind: str, dtype: torch.dtype) -> None:
+    weight = rows(kind, 4, 70).to(dtype)
+    projected, threshold = l1_ball_by_threshold(weight, 0.9)
+    assert torch.equal(threshold, l1_ball_threshold(weight, 0.9))
+    assert torch.equal(l1_ball_shrink(weight, threshold), projected)
+    same = reference.project_l1_ball(weight, 0.9)
+    assert_as_accurate("l1_ball", projected, reference.project_l1_ball(weight.double(), 0.9), same)
 
 
 @pytest.mark.parametrize("cols", [784, 4096, 20000])
@@ -142,6 +160,7 @@ def test_empty_and_strided() -> None:
         assert projected.shape == shape
         assert torch.equal(threshold, torch.zeros(shape[0], dtype=torch.float64))
         assert l1_ball_backward(torch.empty(shape), torch.empty(shape), threshold).shape == shape
+        assert l1_ball_shrink(torch.empty(shape), threshold).shape == shape
     weight = rows("normal", 12, 10)
     projected, threshold = l1_ball_forward(weight.t()[:, ::2], 1.0)
     plain, same = l1_ball_forward(weight.t()[:, ::2].contiguous(), 1.0)
@@ -172,6 +191,10 @@ def test_errors_name_the_argument() -> None:
         l1_ball_backward(weight, weight, None)
     with pytest.raises(ValueError, match="columns"):
         l1_ball_forward(torch.empty(0, l1_ball.MAX_COLS))
+    with pytest.raises(ValueError, match="weight"):
+        l1_ball_shrink(weight[0], torch.zeros(2, dtype=torch.float64))
+    with pytest.raises(TypeError, match="threshold"):
+        l1_ball_shrink(weight, torch.zeros(2))
 
 
 @pytest.mark.parametrize("cols", [40, 700])

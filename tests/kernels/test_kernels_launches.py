@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 import triton
+from conftest import assert_as_accurate
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import lipvae
+from lipvae import reference
 from lipvae._importance_pass import ImportancePass, NoiseTiles
 from lipvae._packed_model import PackedModel
+from lipvae.kernels import lipschitz_linear
 
 
 class Launches(TorchDispatchMode):
@@ -65,8 +69,24 @@ def test_a_layer_takes_two_launches_and_a_frozen_one_takes_one() -> None:
     assert frozen.names.total() == 1, frozen.names
 
 
+@pytest.mark.parametrize("projecting", [True, False])
+def test_the_gradient_of_the_input_takes_one_or_two(
+    projecting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = lipvae.nn.LipschitzLinear(24, 16, group_size=2).requires_grad_(False)
+    monkeypatch.setattr(lipschitz_linear, "projects", lambda *_: projecting)
+    x = torch.rand(5, 24, requires_grad=True)
+    with lipvae.backend("triton"):
+        layer(x)
+        with Launches() as launches:
+            y = layer(x)
+            torch.autograd.grad(y, [x], y)
+    expected = {"project_rows": 1, "linear_forward": 1, "unsort_groups": 1, "linear_grad_x": 1}
+    assert launches.names == expected | ({} if projecting else {"shrink_rows": 1})
+
+
 def test_a_layer_and_its_gradient_take_five() -> None:
-    """Without a gradient of x, which takes one more: a CPU projects once more for it."""
+    """Without a gradient of x."""
     layer = lipvae.nn.LipschitzLinear(24, 16, group_size=2)
     x = torch.rand(5, 24)
     assert layer.bias is not None
@@ -82,6 +102,36 @@ def test_a_layer_and_its_gradient_take_five() -> None:
         "linear_grad_weight": 1,
         "project_rows_backward": 1,
     }
+
+
+def test_a_layer_whose_product_is_torchs_takes_three_and_six_for_its_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As float32 goes on a GPU without TF32: the other kernels stay ours."""
+    module = sys.modules["lipvae.ops.lipschitz_linear"]
+    monkeypatch.setattr(module, "choose", lambda *_: "reference")
+    layer = lipvae.nn.LipschitzLinear(24, 16, group_size=2)
+    assert layer.bias is not None
+    inputs = [torch.rand(5, 24, requires_grad=True), layer.weight, layer.bias]
+    with lipvae.backend("triton"):
+        layer(inputs[0])
+        with Launches() as forward:
+            y = layer(inputs[0])
+        with Launches() as backward:
+            grads = torch.autograd.grad(y, inputs, y)
+    assert forward.names == {"project_rows": 1, "addmm": 1, "sort_groups": 1}
+    assert backward.names == {
+        "unsort_groups": 1,
+        "shrink_rows": 1,
+        "mm": 2,
+        "project_rows_backward": 1,
+        "sum": 1,
+    }
+    wide = [value.detach().double().requires_grad_() for value in inputs]
+    truth = reference.lipschitz_linear(*wide, 1.0, 2)
+    truths = torch.autograd.grad(truth, wide, y.double())
+    for got, true in zip((y, *grads), (truth, *truths), strict=True):
+        assert_as_accurate("lipschitz_linear", got.detach(), true.detach())
 
 
 @pytest.mark.parametrize("tiles", [1, 3])

@@ -10,6 +10,7 @@ import lipvae
 from lipvae import reference
 from lipvae.kernels import lipschitz_linear
 from lipvae.kernels._tuning import Tile
+from lipvae.kernels.l1_ball import l1_ball_shrink
 from lipvae.kernels.lipschitz_linear import lipschitz_linear_backward, lipschitz_linear_forward
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -18,7 +19,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 def use_tile(monkeypatch: pytest.MonkeyPatch, group_size: int | None, swapped: bool) -> None:
     """One small tile, so that small shapes have several, in either order of the operands."""
     tile = Tile(16, max(16, 8 * (group_size or 1)), 16, 4, 2, swapped=swapped)
-    monkeypatch.setattr(lipschitz_linear, "tiles", lambda *_: [tile])
+    monkeypatch.setattr(lipschitz_linear, "_ranked", lambda *_: [tile])
 
 
 def problem(
@@ -44,24 +45,27 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("projecting", [True, False], ids=["projecting", "projected"])
 @pytest.mark.parametrize(("shape", "group_size", "dtype", "swapped"), CASES, ids=str)
 def test_against_truth(
     shape: tuple[int, int, int],
     group_size: int | None,
     dtype: torch.dtype,
     swapped: bool,
+    projecting: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use_tile(monkeypatch, group_size, swapped)
     x, weight, bias = problem(shape, dtype)
     grad = torch.randn(shape[0], shape[2]).to(dtype)
-    y, threshold, code = lipschitz_linear_forward(x, weight, bias, 1.3, group_size)
-    grads = lipschitz_linear_backward(grad, x, weight, threshold, code, group_size)
+    how = {"projecting": projecting}
+    y, threshold, code = lipschitz_linear_forward(x, weight, bias, 1.3, group_size, **how)
+    grads = lipschitz_linear_backward(grad, x, weight, threshold, code, group_size, **how)
 
     # The sort is judged on its own: a near-tie may go either way by a rounding.
     unsorted = y
     if group_size is not None:
-        unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 1.3, None)
+        unsorted, _, _ = lipschitz_linear_forward(x, weight, bias, 1.3, None, **how)
     wide = (x.double(), weight.double(), bias.double())
     truth = reference.lipschitz_linear(*wide, 1.3, None)
     same = reference.lipschitz_linear(x, weight, bias, 1.3, None)
@@ -81,6 +85,51 @@ def test_against_truth(
         assert got is not None
         assert got.dtype == dtype
         assert_as_accurate("lipschitz_linear", got, true)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_who_projects_changes_no_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tile(monkeypatch, 2, False)
+    x, weight, bias = problem((18, 20, 24), dtype)
+    weight[1] *= 1e4
+    grad = torch.randn(18, 24).to(dtype)
+    found = []
+    for projecting in (True, False):
+        y, threshold, code = lipschitz_linear_forward(
+            x, weight, bias, 1e-3, 2, projecting=projecting
+        )
+        assert code is not None
+        grads = lipschitz_linear_backward(
+            grad, x, weight, threshold, code, 2, projecting=projecting
+        )
+        found.append((y, threshold, code, *grads))
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_the_cost_model_says_who_projects(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = problem((6, 10, 8), torch.float32)
+    asked: list[str] = []
+
+    def projects(product: str, *_: object) -> bool:
+        asked.append(product)
+        return product == "forward"
+
+    shrunk: list[torch.Tensor] = []
+
+    def shrink(weight: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+        shrunk.append(threshold)
+        return l1_ball_shrink(weight, threshold)
+
+    monkeypatch.setattr(lipschitz_linear, "projects", projects)
+    monkeypatch.setattr(lipschitz_linear, "l1_ball_shrink", shrink)
+    y, threshold, code = lipschitz_linear_forward(x, weight, bias, 1.0, 2)
+    assert not shrunk
+    lipschitz_linear_backward(y, x, weight, threshold, code, 2)
+    assert asked == ["forward", "grad_x"]
+    assert len(shrunk) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -185,12 +234,18 @@ def test_errors_name_the_argument() -> None:
         lipschitz_linear_backward(y, x, weight, threshold, None, 2)
     with pytest.raises(ValueError, match="grad_y"):
         lipschitz_linear_backward(y[:1], x, weight, threshold, None)
+    with pytest.raises(ValueError, match="projected"):
+        lipschitz_linear_forward(
+            x, weight, threshold=threshold, projected=weight[1:], projecting=False
+        )
 
 
+@pytest.mark.parametrize("projecting", [True, False], ids=["projecting", "projected"])
 @pytest.mark.parametrize("group_size", [None, 2, 8])
-def test_frozen_layers_keep_their_thresholds(
-    group_size: int | None, monkeypatch: pytest.MonkeyPatch
+def test_frozen_layers_find_no_thresholds(
+    group_size: int | None, projecting: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lipschitz_linear, "projects", lambda *_: projecting)
     layer = lipvae.nn.LipschitzLinear(20, 24, group_size=group_size)
     with torch.no_grad():
         layer.weight.mul_(30).add_(torch.randn_like(layer.weight))
@@ -198,5 +253,6 @@ def test_frozen_layers_keep_their_thresholds(
     with torch.no_grad(), lipvae.backend("triton"):
         plain = layer(x)
         with lipvae.nn.frozen(layer):
-            monkeypatch.setattr("lipvae.kernels.lipschitz_linear.l1_ball_threshold", None)
+            for name in ("l1_ball_threshold", "l1_ball_by_threshold", "l1_ball_shrink"):
+                monkeypatch.setattr(lipschitz_linear, name, None)
             assert torch.equal(layer(x), plain)

@@ -78,9 +78,10 @@ class TestTiles:
     @pytest.mark.parametrize("family", ["ampere", "hopper", "cdna"])
     def test_every_group_fills_whole_bytes(self, kind: str, family: str) -> None:
         for group in (1, 2, 4, 8):
-            found = tiles("forward", kind, family, group)
-            assert found
-            assert all(tile.cols % (8 * group) == 0 for tile in found)
+            for projecting in (False, True):
+                found = tiles("forward", kind, family, group, projecting)
+                assert found
+                assert all(tile.cols % (8 * group) == 0 for tile in found)
 
     def test_the_model_prefers_what_fills_the_machine(self) -> None:
         found = tiles("forward", "half", "hopper")
@@ -88,6 +89,21 @@ class TestTiles:
         small = _tuning.ranked(found, (16, 512, 784), "half", self.device)[0]
         assert large.rows * large.cols >= 128 * 128
         assert small.rows <= 32
+
+    @pytest.mark.parametrize(
+        ("rows", "projecting"), [(1, True), (128, True), (4096, False), (65536, False)]
+    )
+    def test_the_model_projects_in_the_product_for_few_rows(
+        self, rows: int, projecting: bool
+    ) -> None:
+        shape = (rows, 4096, 4096)
+        choices = [
+            _tuning.ranked(
+                tiles("forward", "half", "hopper", 2, choice), shape, "half", self.device, choice
+            )
+            for choice in (False, True)
+        ]
+        assert _tuning.projects(*choices, shape, "half", self.device) == projecting
 
     def test_tiles_that_do_not_fit_are_dropped(self) -> None:
         tight = _tuning.Machine(shared_limit=65536)

@@ -1,4 +1,4 @@
-"""Lipschitz layers on a GPU whose thresholds are found once for many products."""
+"""Lipschitz layers on a GPU whose weights are projected once for many products."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lipvae._backend import kernel_module
 from lipvae.ops.group_sort import group_sort
 
 
-class KnownThresholds:
+class ProjectedLipschitzLinear:
     """The layer of equation (1) by the Triton kernels, as long as its weight stays as it is.
 
-    The kernel projects while it multiplies, so the projected weight is never written to memory; the
-    thresholds are what there is to keep, and one launch of two is saved.
+    One launch of two is saved. The product projects while it multiplies or takes the projected
+    weight, whichever it does for as many rows otherwise, so outputs have the same bits.
 
     Args:
         weight: [out, in], float32, float16 or bfloat16.
@@ -28,7 +28,9 @@ class KnownThresholds:
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach()
         self._radius, self._group_size = radius, group_size
-        self._threshold = kernel_module("l1_ball").l1_ball_threshold(self._weight, radius)
+        self._projected, self._threshold = kernel_module("l1_ball").l1_ball_by_threshold(
+            self._weight, radius
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] of the weight's dtype -> [N, out], without autograd."""
@@ -41,5 +43,6 @@ class KnownThresholds:
             fused,
             record=False,
             threshold=self._threshold,
+            projected=self._projected,
         )
         return y if fused == self._group_size else group_sort(y, self._group_size or 0, -1)
