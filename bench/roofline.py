@@ -5,6 +5,7 @@ Nothing here is a measurement of a kernel: only this CPU's bandwidth and matrix 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from bench.harness import CpuTimer, quantile
 from bench.results import seconds
 from lipvae import reference
+from lipvae.ops.importance_linear import CACHED_NUMBERS
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,14 @@ def group_sort(batch: int, features: int, g: int) -> list[Kernel]:
 
 
 def layer(width: int, batch: int, size: int, kind: str) -> list[Kernel]:
-    """Forward: thresholds, then one fused product. The weight is read twice, never written."""
+    """Forward: thresholds, then one fused product, or between two kernels cuBLAS's.
+
+    The weight is read twice; that many rows may be better off with a projected one is a choice.
+    """
     n, shape = width * width, f"{width} x {width}, batch {batch}, {kind.split()[0]}"
     moved = size * (2 * n + 2 * batch * width)
-    product = 2 * batch * n
-    return [Kernel("lipschitz_linear forward", shape, moved, product, 2, kind)]
+    product, launches = 2 * batch * n, 3 if kind.startswith("float32") else 2
+    return [Kernel("lipschitz_linear forward", shape, moved, product, launches, kind)]
 
 
 def importance(k: int, b: int, d: int) -> list[Kernel]:
@@ -117,14 +122,18 @@ def importance(k: int, b: int, d: int) -> list[Kernel]:
 
 
 def importance_linear(k: int, b: int, d: int, h: int, classes: int, kind: str) -> list[Kernel]:
-    """The decoder's last layer and the reduction: the logits are never stored."""
+    """The decoder's last layer and the reduction: the logits never leave the chip.
+
+    Two launches, or two for each block of logits that a cache holds, and one that joins them.
+    """
+    blocks = math.ceil(k * b * d * classes / CACHED_NUMBERS)
+    launches = 2 * blocks + 1 if kind.startswith("float32") else 2
     size = 2 if kind.startswith("bfloat16") else 4
     family = "Bernoulli" if classes == 1 else f"{classes} classes"
     shape = f"K {k}, B {b}, D {d}, H {h}, {kind.split()[0]}"
     moved = size * (k * b * h + classes * d * h + b * d) + 4 * k * b
-    return [
-        Kernel(f"importance_linear, {family}", shape, moved, 2 * k * b * h * d * classes, 2, kind)
-    ]
+    product = 2 * k * b * h * d * classes
+    return [Kernel(f"importance_linear, {family}", shape, moved, product, launches, kind)]
 
 
 def normal_samples(k: int, b: int, m: int) -> list[Kernel]:
