@@ -218,7 +218,8 @@ def _importance_linear(architecture: str) -> Iterator[Variant]:
             keywords = tile.keywords()
             del keywords["SWAPPED"]
             kernel = importance_linear.linear_log_likelihood
-            fixed: dict[str, Any] = {"FAMILY": family, "COUNT": count}
+            parts = importance_linear.parts_for(kind, Machine(architecture))
+            fixed: dict[str, Any] = {"FAMILY": family, "COUNT": count, "PARTS": parts}
             if count == 256:
                 kernel = importance_linear.linear_log_likelihood_categorical
                 fixed = {"PIXELS": importance_linear.CATEGORICAL_PIXELS}

@@ -22,6 +22,9 @@ FAMILIES = {
     "categorical256": 256,
 }
 
+# Rows are counted in 32 bits, by tiles of at most 64.
+MAX_ROWS = 2**31 - 64
+
 
 @triton.jit
 def _log1p(e):
@@ -142,6 +145,8 @@ def check_likelihood(
         raise ValueError(
             f"parameters must have {count} values a dimension for {family}, got {width} in all"
         )
+    if k * b > MAX_ROWS:
+        raise ValueError(f"parameters must have at most {MAX_ROWS} rows, got {k} x {b}")
     d = width // count
     return parameters, check_companion("target", target, parameters, (b, d)), k, b, d
 

@@ -105,11 +105,12 @@ def linear_forward(
     row = row_tile * ROWS + tl.arange(0, ROWS)
     col = col_tile * COLS + tl.arange(0, COLS)
     k = tl.arange(0, INNER)
-    # Rows beyond the edge repeat rows inside it; their results are dropped.
-    x_tile = x_ptr + (row % rows).to(tl.int64)[:, None] * inner + k[None, :]
-    w_tile = weight_ptr + (col % cols).to(tl.int64)[:, None] * inner + k[None, :]
+    # Rows beyond the edge repeat the last inside it; their results are dropped.
+    unit = tl.minimum(col, cols - 1)
+    x_tile = x_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * inner + k[None, :]
+    w_tile = weight_ptr + unit.to(tl.int64)[:, None] * inner + k[None, :]
     if PROJECT:
-        hi, lo = split_threshold(tl.load(threshold_ptr + col % cols))
+        hi, lo = split_threshold(tl.load(threshold_ptr + unit))
 
     if SWAPPED:
         acc = tl.zeros([COLS, ROWS], tl.float32)
@@ -173,7 +174,8 @@ def linear_grad_x(
     row = row_tile * ROWS + tl.arange(0, ROWS)
     col = col_tile * COLS + tl.arange(0, COLS)
     k = tl.arange(0, INNER)
-    g_tile = grad_ptr + (row % rows).to(tl.int64)[:, None] * inner + k[None, :]
+    g_tile = grad_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * inner + k[None, :]
+    # Along a row of the weight a remainder keeps neighbours together, as the compiler can see.
     w_tile = weight_ptr + k.to(tl.int64)[:, None] * cols + (col % cols)[None, :]
 
     if SWAPPED:

@@ -36,57 +36,70 @@ def split_threshold(tau):
 
 
 @triton.jit
-def _excess(magnitude, peak, hi, low, WIDE: tl.constexpr):
-    """|w| - tau where positive, or max|w| - |w| there if `WIDE`, and membership of A."""
-    excess = (magnitude - hi) - low.to(tl.float32)
-    active = excess > 0
-    if WIDE:
-        # Widening only what is active keeps the conversion inside the loop: hoisted out of it, it
-        # would hold two more registers an element.
-        kept = tl.where(active, magnitude, peak.to(tl.float32))
-        excess = peak - kept.to(tl.float64)
-    else:
-        excess = tl.maximum(excess, 0.0)
-    return excess, active.to(tl.float32)
+def depth_of(w, peak):
+    """peak - |w| in float32, exact near the peak; 0 for padding makes it the peak."""
+    return peak.to(tl.float32) - tl.abs(w)
 
 
 @triton.jit
-def _active(
-    row,
-    magnitude,
-    peak,
-    delta,
-    cols,
-    CHUNK: tl.constexpr,
-    LOOP: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """The sum over A, the active set at tau = peak - delta, and |A|; from memory if `LOOP`.
+def _is_active(w, hi, low):
+    """Membership of A at tau = hi + low, exact; NaN is no member."""
+    return ((tl.abs(w) - hi) - low) > 0
 
-    It is that of |w| - tau or, if `WIDE`, of peak - |w|.
-    """
+
+@triton.jit
+def _two_floats(peak, delta):
+    """tau = peak - delta as two floats, from delta: exact also where tau's own bits are not."""
     hi = (peak - delta).to(tl.float32)
-    low = (peak - hi.to(tl.float64)) - delta
+    return hi, ((peak - hi.to(tl.float64)) - delta).to(tl.float32)
+
+
+@triton.jit
+def _narrow(row, depth, peak, delta, cols, CHUNK: tl.constexpr, LOOP: tl.constexpr):
+    """The sum of |w| - tau over A, the active set at tau = peak - delta, and |A|, in float32."""
+    reach = delta.to(tl.float32)
     if LOOP:
-        excess = tl.zeros([CHUNK], tl.float64 if WIDE else tl.float32)
+        excess = tl.zeros([CHUNK], tl.float32)
         active = tl.zeros([CHUNK], tl.float32)
         for start in range(0, cols, CHUNK):
             column = start + tl.arange(0, CHUNK)
             w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
-            chunk, members = _excess(tl.abs(w), peak, hi, low, WIDE)
+            chunk = tl.maximum(reach - depth_of(w, peak), 0.0)
             excess += chunk
-            active += members
+            active += (chunk > 0).to(tl.float32)
     else:
-        excess, active = _excess(magnitude, peak, hi, low, WIDE)
-    if WIDE:
-        count = tl.sum(active, 0).to(tl.float64)
-        total = tl.sum(excess, 0)
-    else:
-        # One reduction of pairs: half the barriers of two.
-        narrow_total, narrow_count = tl.split(tl.sum(tl.join(excess, active), 0))
-        total = narrow_total.to(tl.float64)
-        count = narrow_count.to(tl.float64)
-    return total, count
+        excess = tl.maximum(reach - depth, 0.0)
+        active = (excess > 0).to(tl.float32)
+    # One reduction of pairs: half the barriers of two.
+    total, count = tl.split(tl.sum(tl.join(excess, active), 0))
+    return total.to(tl.float64), count.to(tl.float64)
+
+
+@triton.jit
+def _members(row, peak, delta, cols, CHUNK: tl.constexpr):
+    """|A|, exact, of a row in memory."""
+    hi, low = _two_floats(peak, delta)
+    active = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, cols, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
+        active += _is_active(w, hi, low).to(tl.float32)
+    return tl.sum(active, 0).to(tl.float64)
+
+
+@triton.jit
+def _wide(row, peak, delta, cols, CHUNK: tl.constexpr):
+    """The sum of peak - |w| over A in float64, and |A|, of a row in memory."""
+    hi, low = _two_floats(peak, delta)
+    depth = tl.zeros([CHUNK], tl.float64)
+    active = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, cols, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
+        member = _is_active(w, hi, low)
+        depth += peak - tl.where(member, tl.abs(w), peak.to(tl.float32)).to(tl.float64)
+        active += member.to(tl.float32)
+    return tl.sum(depth, 0), tl.sum(active, 0).to(tl.float64)
 
 
 @triton.jit
@@ -100,37 +113,43 @@ def over(x, count):
 
 
 @triton.jit
-def _step(delta, total, count, radius, floor, peak, WIDE: tl.constexpr):
-    """Newton's step, kept between r / |A| at least and tau = 0, where the padding is inactive."""
-    if WIDE:  # of the active set alone, so that no bit depends on where the iteration began
-        delta = over(total + radius, tl.maximum(count, 1.0))
-    else:
-        delta -= over(total - radius, tl.maximum(count, 1.0))
+def _kept(delta, floor, peak):
+    """delta between r / |A| at least and tau = 0, where the padding is inactive."""
     return tl.minimum(tl.maximum(delta, floor), peak)
 
 
 @triton.jit
-def newton(
-    row,
-    magnitude,
-    peak,
-    delta,
-    radius,
-    outside,
-    cols,
-    CHUNK: tl.constexpr,
-    LOOP: tl.constexpr,
-    WIDE: tl.constexpr,
+def find_active(
+    row, depth, peak, delta, radius, outside, cols, CHUNK: tl.constexpr, LOOP: tl.constexpr
 ):
-    """Newton's iteration on delta from any start, with sums in float32 or, if `WIDE`, float64."""
+    """Newton's iteration on delta from any start, with sums in float32."""
     floor = over(radius, cols)
-    total, before = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
-    delta = _step(delta, total, before, radius, floor, peak, WIDE)
-    total, count = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
+    total, before = _narrow(row, depth, peak, delta, cols, CHUNK, LOOP)
+    delta = _kept(delta - over(total - radius, tl.maximum(before, 1.0)), floor, peak)
+    total, count = _narrow(row, depth, peak, delta, cols, CHUNK, LOOP)
     # A first step from inside the set enlarges it. From here on the set only shrinks.
     before = tl.where(count > before, tl.cast(cols, tl.float64) + 1, before)
     while (count < before) & outside:
-        delta = _step(delta, total, count, radius, floor, peak, WIDE)
+        delta = _kept(delta - over(total - radius, tl.maximum(count, 1.0)), floor, peak)
         before = count
-        total, count = _active(row, magnitude, peak, delta, cols, CHUNK, LOOP, WIDE)
-    return _step(delta, total, count, radius, floor, peak, WIDE)
+        total, count = _narrow(row, depth, peak, delta, cols, CHUNK, LOOP)
+    return _kept(delta - over(total - radius, tl.maximum(count, 1.0)), floor, peak)
+
+
+@triton.jit
+def settle(row, peak, delta, radius, outside, cols, CHUNK: tl.constexpr):
+    """The same from near the root, with sums in float64.
+
+    A step takes the sum of the active set alone, so that no bit depends on where the iteration
+    began, and it is the last if the set at its end has as many members.
+    """
+    floor = over(radius, cols)
+    total, before = _wide(row, peak, delta, cols, CHUNK)
+    delta = _kept(over(total + radius, tl.maximum(before, 1.0)), floor, peak)
+    count = _members(row, peak, delta, cols, CHUNK)
+    before = tl.where(count > before, tl.cast(cols, tl.float64) + 1, before)
+    while (count < before) & outside:
+        total, before = _wide(row, peak, delta, cols, CHUNK)
+        delta = _kept(over(total + radius, tl.maximum(before, 1.0)), floor, peak)
+        count = _members(row, peak, delta, cols, CHUNK)
+    return delta

@@ -1,8 +1,9 @@
 """log p(x | z_k) of decoded samples, the reduction of equation (5): one pass over the parameters.
 
-A program holds samples k of one image, so that the image is read once for all of them. Sums are
-float32 in as many lanes as a tile has columns, then pairwise, with an error like that of one
-rounded float64 sum. The tile depends on D alone: a row's bits depend neither on K nor on B.
+A program holds rows that follow one another image by image, so that the samples of an image find it
+in the cache. Sums are float32 in as many lanes as a tile has columns, then pairwise, with an error
+like that of one rounded float64 sum. The tile depends on D alone: a row's bits depend neither on K
+nor on B.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ _CATEGORICAL_PIXELS = 32
 
 
 @triton.jit
+def _rows(samples, batch, ROWS: tl.constexpr):
+    """The rows [K, B] and the images of a program, all samples of an image one after the other."""
+    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    image = index // samples
+    row = (index % samples).to(tl.int64) * batch + image
+    return row, image.to(tl.int64), index < samples * batch
+
+
+@triton.jit
 def log_likelihood(
     parameters_ptr,
     target_ptr,
@@ -31,27 +41,24 @@ def log_likelihood(
     pixels,
     FAMILY: tl.constexpr,
     COUNT: tl.constexpr,
-    SAMPLES: tl.constexpr,
+    ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """out [samples, batch] of `SAMPLES` samples of one image."""
-    tiles = tl.cdiv(samples, SAMPLES)
-    image = tl.program_id(0) // tiles
-    sample = tl.program_id(0) % tiles * SAMPLES + tl.arange(0, SAMPLES)
-    row = sample.to(tl.int64) * batch + image
+    """out [samples, batch]."""
+    row, image, valid = _rows(samples, batch, ROWS)
     base = parameters_ptr + (row * pixels * COUNT)[:, None]
-    acc = tl.zeros([SAMPLES, PIXELS], tl.float32)
+    target = target_ptr + (image * pixels)[:, None]
+    acc = tl.zeros([ROWS, PIXELS], tl.float32)
     for start in range(0, pixels, PIXELS):
-        pixel = start + tl.arange(0, PIXELS)
-        inside = (sample < samples)[:, None] & (pixel < pixels)[None, :]
-        image_row = target_ptr + tl.cast(image, tl.int64) * pixels
-        x = tl.load(image_row + pixel, mask=pixel < pixels, other=0.0).to(tl.float32)[None, :]
-        first = tl.load(base + pixel[None, :], mask=inside, other=0.0).to(tl.float32)
+        pixel = (start + tl.arange(0, PIXELS))[None, :]
+        inside = valid[:, None] & (pixel < pixels)
+        x = tl.load(target + pixel, mask=inside, other=0.0).to(tl.float32)
+        first = tl.load(base + pixel, mask=inside, other=0.0).to(tl.float32)
         second = first
         if COUNT == 2:
-            second = tl.load(base + pixels + pixel[None, :], mask=inside, other=0.0).to(tl.float32)
+            second = tl.load(base + pixels + pixel, mask=inside, other=0.0).to(tl.float32)
         acc += tl.where(inside, log_density(x, first, second, FAMILY), 0.0)
-    tl.store(out_ptr + row, tl.sum(acc, 1), mask=sample < samples)
+    tl.store(out_ptr + row, tl.sum(acc, 1), mask=valid)
 
 
 @triton.jit
@@ -65,22 +72,19 @@ def log_likelihood_backward(
     pixels,
     FAMILY: tl.constexpr,
     COUNT: tl.constexpr,
-    SAMPLES: tl.constexpr,
+    ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
     """Gradient with respect to the parameters, one read and one write of each."""
-    tiles = tl.cdiv(samples, SAMPLES)
-    image = tl.program_id(0) // tiles
-    sample = tl.program_id(0) % tiles * SAMPLES + tl.arange(0, SAMPLES)
-    row = sample.to(tl.int64) * batch + image
+    row, image, valid = _rows(samples, batch, ROWS)
     offset = (row * pixels * COUNT)[:, None]
-    grad = tl.load(grad_ptr + row, mask=sample < samples, other=0.0)[:, None]
+    target = target_ptr + (image * pixels)[:, None]
+    grad = tl.load(grad_ptr + row, mask=valid, other=0.0)[:, None]
     for start in range(0, pixels, PIXELS):
-        pixel = start + tl.arange(0, PIXELS)
-        inside = (sample < samples)[:, None] & (pixel < pixels)[None, :]
-        image_row = target_ptr + tl.cast(image, tl.int64) * pixels
-        x = tl.load(image_row + pixel, mask=pixel < pixels, other=0.0).to(tl.float32)[None, :]
-        at = offset + pixel[None, :]
+        pixel = (start + tl.arange(0, PIXELS))[None, :]
+        inside = valid[:, None] & (pixel < pixels)
+        x = tl.load(target + pixel, mask=inside, other=0.0).to(tl.float32)
+        at = offset + pixel
         first = tl.load(parameters_ptr + at, mask=inside, other=0.0).to(tl.float32)
         second = first
         if COUNT == 2:
@@ -144,9 +148,13 @@ def log_likelihood_categorical_backward(
 
 
 def tile_config(pixels: int) -> dict[str, int]:
-    """Tile of 2048 elements: up to 1024 pixels, the rest samples."""
-    width = min(1024, max(16, triton.next_power_of_2(pixels)))
-    return {"SAMPLES": 2048 // width if width >= 256 else 8, "PIXELS": width, "num_warps": 4}
+    """A tile of 1024 elements: up to 64 pixels, the rest rows.
+
+    Wider tiles have more columns beyond the image, and fewer rows over which to spread what a
+    program does once (docs/performance.md).
+    """
+    width = min(64, max(16, triton.next_power_of_2(pixels)))
+    return {"ROWS": 1024 // width, "PIXELS": width, "num_warps": 2}
 
 
 def categorical_config() -> dict[str, int]:
@@ -163,7 +171,7 @@ def _launch(kernels: tuple[Any, Any], tensors: tuple[Tensor, ...], sizes: Any, f
             categorical[(k * b,)](*tensors, b, d, **categorical_config(), **OPTIONS)
         else:
             tile = tile_config(d)
-            grid = (b * triton.cdiv(k, tile["SAMPLES"]),)
+            grid = (triton.cdiv(k * b, tile["ROWS"]),)
             count = 2 if family in ("gaussian", "discretized_logistic") else 1
             elementwise[grid](*tensors, k, b, d, FAMILY=family, COUNT=count, **tile, **OPTIONS)
 

@@ -60,6 +60,24 @@ def _product(
 
 
 @triton.jit
+def _halves(tile, ROWS: tl.constexpr, COLS: tl.constexpr):
+    return tl.split(tl.permute(tl.reshape(tile, [ROWS, 2, COLS // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def _parts(tile, ROWS: tl.constexpr, COLS: tl.constexpr, PARTS: tl.constexpr):
+    """The columns of a tile in one part or in four, one after the other."""
+    if PARTS == 1:
+        parts = (tile,)
+    else:
+        left, right = _halves(tile, ROWS, COLS)
+        a, b = _halves(left, ROWS, COLS // 2)
+        c, d = _halves(right, ROWS, COLS // 2)
+        parts = (a, b, c, d)
+    return parts
+
+
+@triton.jit
 def linear_log_likelihood(
     hidden_ptr,
     weight_ptr,
@@ -75,34 +93,46 @@ def linear_log_likelihood(
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
+    PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """partial [pixel tiles, rows]: log density summed over the tile's pixels."""
+    """partial [pixel tiles, rows]: log density summed over the tile's pixels, part by part."""
     row_tiles = tl.cdiv(rows, ROWS)
     row = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
     pixel_tile = tl.program_id(0) // row_tiles
     pixel = pixel_tile * COLS + tl.arange(0, COLS)
     k = tl.arange(0, INNER)
-    # Rows and pixels beyond the edge repeat ones inside it; their results are dropped.
-    h = hidden_ptr + (row % rows).to(tl.int64)[:, None] * inner + k[None, :]
-    w = weight_ptr + (pixel % pixels).to(tl.int64)[:, None] * inner + k[None, :]
+    # Rows and pixels beyond the edge repeat the last inside it; their results are dropped.
+    h = hidden_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * inner + k[None, :]
+    unit = tl.minimum(pixel, pixels - 1)
+    w = weight_ptr + unit.to(tl.int64)[:, None] * inner + k[None, :]
     acc = tl.zeros([ROWS, COLS], tl.float32)
     first = _product(h, w, acc, k, inner, PRECISION, EVEN, INNER)
     if BIAS:
-        first += tl.load(bias_ptr + pixel % pixels).to(tl.float32)[None, :]
+        first += tl.load(bias_ptr + unit).to(tl.float32)[None, :]
     second = first
     if COUNT == 2:
         w += tl.cast(pixels, tl.int64) * inner
         second = _product(h, w, acc, k, inner, PRECISION, EVEN, INNER)
         if BIAS:
-            second += tl.load(bias_ptr + pixels + pixel % pixels).to(tl.float32)[None, :]
-    at = (row % batch).to(tl.int64)[:, None] * pixels + (pixel % pixels)[None, :]
-    x = tl.load(target_ptr + at).to(tl.float32)
-    term = tl.where((pixel < pixels)[None, :], log_density(x, first, second, FAMILY), 0.0)
+            second += tl.load(bias_ptr + pixels + unit).to(tl.float32)[None, :]
     out = partial_ptr + tl.cast(pixel_tile, tl.int64) * rows + row
-    tl.store(out, tl.sum(term, 1), mask=row < rows)
+    image = target_ptr + (row % batch).to(tl.int64)[:, None] * pixels
+    PART: tl.constexpr = COLS // PARTS
+    firsts = _parts(first, ROWS, COLS, PARTS)
+    seconds = firsts
+    if COUNT == 2:
+        seconds = _parts(second, ROWS, COLS, PARTS)
+    total = tl.zeros([ROWS], tl.float32)
+    for part in tl.static_range(PARTS):
+        column = pixel_tile * COLS + part * PART + tl.arange(0, PART)
+        inside = (column < pixels)[None, :]
+        x = tl.load(image + column[None, :], mask=inside, other=0.0).to(tl.float32)
+        term = tl.where(inside, log_density(x, firsts[part], seconds[part], FAMILY), 0.0)
+        total += tl.sum(term, 1)
+    tl.store(out, total, mask=row < rows)
 
 
 @triton.jit
@@ -174,6 +204,16 @@ def tile_for(kind: str, count: int, device: Machine) -> Tile:
     return tile
 
 
+def parts_for(kind: str, device: Machine) -> int:
+    """In how many parts the densities of a tile are computed, for a kind of product on a GPU.
+
+    In four they take so few registers that two programs fit a multiprocessor of Hopper's, and one
+    multiplies while the other computes densities. On Ampere the operands of a matrix product lie in
+    registers too: two programs do not fit either way, and four parts spill.
+    """
+    return 1 if device.family in ("ampere", "turing") and kind != "ieee" else 4
+
+
 def importance_linear_forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str = "bernoulli"
 ) -> Tensor:
@@ -216,7 +256,7 @@ def importance_linear_forward(
         arguments["PIXELS"] = pixels
     else:
         kernel, pixels = linear_log_likelihood, tile.cols
-        arguments |= {"FAMILY": family, "COUNT": count}
+        arguments |= {"FAMILY": family, "COUNT": count, "PARTS": parts_for(kind, device)}
     partial = hidden.new_empty(triton.cdiv(d, pixels), rows, dtype=torch.float32)
     with on_device(hidden):
         kernel[(triton.cdiv(rows, tile.rows) * partial.shape[0],)](

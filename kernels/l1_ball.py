@@ -18,14 +18,23 @@ from lipvae.kernels._common import (
     on_device,
     result,
 )
-from lipvae.kernels._newton import newton, over, soft_threshold, split_threshold
+from lipvae.kernels._newton import (
+    depth_of,
+    find_active,
+    over,
+    settle,
+    soft_threshold,
+    split_threshold,
+)
 
-# A row up to the first length stays in registers. A longer one is read again in every step, from
-# the cache, in chunks of the second length.
+# A row up to the first length stays in registers for the steps in float32. A longer one is read
+# again in every step, from the cache, in chunks of the second length.
 RESIDENT_COLS = 16384
 CHUNK_COLS = 2048
 # The active entries are counted in float32, where integers are exact up to here.
 MAX_COLS = 2**24
+# How much of what evenly spread magnitudes have beyond Newton's first step others have too.
+BOX = tl.constexpr(0.8)
 
 
 @triton.jit
@@ -59,33 +68,33 @@ def project_rows(
     row = weight_ptr + index.to(tl.int64) * cols
     radius = tl.full((), radius, tl.float64)  # a plain float while interpreted
 
-    # Sums in float64 of a long row go chunk by chunk: they need two registers an element.
-    LOOP_WIDE: tl.constexpr = not RESIDENT or CHUNK < BLOCK
-    if LOOP_WIDE:
-        norm_lanes = tl.zeros([CHUNK], tl.float64)
-        magnitude = tl.zeros([CHUNK], tl.float32)
-        for start in range(0, cols, CHUNK):
-            chunk = start + tl.arange(0, CHUNK)
-            w = tl.abs(tl.load(row + chunk, mask=chunk < cols, other=0.0).to(tl.float32))
-            norm_lanes += w.to(tl.float64)
-            magnitude = tl.maximum(magnitude, w)
-        norm = tl.sum(norm_lanes, 0)
-        peak = tl.max(magnitude, 0).to(tl.float64)
-    if RESIDENT:
-        column = tl.arange(0, BLOCK)
-        magnitude = tl.abs(tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32))
-    if not LOOP_WIDE:
-        norm = tl.sum(magnitude.to(tl.float64), 0)
-        peak = tl.max(magnitude, 0).to(tl.float64)
+    norm_lanes = tl.zeros([CHUNK], tl.float64)
+    peak_lanes = tl.zeros([CHUNK], tl.float32)
+    for start in range(0, cols, CHUNK):
+        chunk = start + tl.arange(0, CHUNK)
+        w = tl.abs(tl.load(row + chunk, mask=chunk < cols, other=0.0).to(tl.float32))
+        norm_lanes += w.to(tl.float64)
+        peak_lanes = tl.maximum(peak_lanes, w)
+    norm = tl.sum(norm_lanes, 0)
+    peak = tl.max(peak_lanes, 0).to(tl.float64)
     outside = norm > radius
 
-    # The Newton steps from tau = 0 and from tau = max|w| - r, whichever is nearer to the root.
-    delta = tl.minimum(radius, peak - over(norm - radius, cols))
+    # Newton's step from tau = 0, and beyond it most of what a row of evenly spread magnitudes has;
+    # or tau = max|w| - r, whichever is nearer to the root.
+    beyond = tl.sqrt(norm.to(tl.float32)) - tl.sqrt(radius.to(tl.float32))
+    delta = peak - over(norm - radius + BOX * (beyond * beyond).to(tl.float64), cols)
+    delta = tl.minimum(radius, delta)
     if WARM:
         previous = peak - tl.load(warm_ptr + index)
         delta = tl.where((previous > 0) & (previous < peak), previous, delta)
-    delta = newton(row, magnitude, peak, delta, radius, outside, cols, CHUNK, not RESIDENT, False)
-    delta = newton(row, magnitude, peak, delta, radius, outside, cols, CHUNK, LOOP_WIDE, True)
+    if RESIDENT:
+        column = tl.arange(0, BLOCK)
+        w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
+        depth = depth_of(w, peak)
+    else:
+        depth = peak_lanes
+    delta = find_active(row, depth, peak, delta, radius, outside, cols, CHUNK, not RESIDENT)
+    delta = settle(row, peak, delta, radius, outside, cols, CHUNK)
 
     tau = peak - delta
     # Rounded up where the subtraction rounded down, so that the row sum does not exceed r.
@@ -177,14 +186,21 @@ def project_rows_backward(
 
 
 def row_config(cols: int) -> dict[str, int | bool]:
-    """Register block, chunk and warps for rows of this length: 256 columns a warp, up to 16."""
-    resident = cols <= RESIDENT_COLS
+    """Register block, chunk and warps for rows of this length: 1024 columns a warp, up to 16.
+
+    What a step does once, its reduction and its float64, is then spread over 32 columns a thread,
+    and rows of up to 1024 wait for no other warp. A chunk is 8 columns a thread, and 16 of 16
+    warps, where ptxas spills with 8.
+    """
     width = max(32, triton.next_power_of_2(cols))
+    warps = min(16, max(1, width // 1024))
+    resident = cols <= RESIDENT_COLS
+    chunk = min(width, warps * (256 if warps < 16 else 512)) if resident else CHUNK_COLS
     return {
         "BLOCK": width if resident else CHUNK_COLS,
-        "CHUNK": min(width, CHUNK_COLS),
+        "CHUNK": chunk,
         "RESIDENT": resident,
-        "num_warps": min(16, max(1, width // 256)),
+        "num_warps": warps,
     }
 
 

@@ -1,10 +1,10 @@
-"""Counts the instructions in the hottest loop of each product's machine code; needs no GPU.
+"""Counts the instructions in the hottest loop of each kernel's machine code; needs no GPU.
 
-``python -m lipvae.kernels.loops [REGEX]`` compiles the products whose names match for an H100 and
-prints a Markdown table: what a warp issues in one turn of the loop that multiplies, and what of it
-goes to the matrix unit, multiplies and adds, and reads shared memory. The four schedulers of a
-multiprocessor issue one instruction a cycle each, so these counts bound what a kernel can reach
-before any was run.
+``python -m lipvae.kernels.loops [REGEX]`` compiles the kernels whose names match for an H100 and
+prints a Markdown table: the instructions of a program, those that a warp issues in one turn of the
+loop that multiplies, and what of these goes to the matrix unit, multiplies and adds, and reads
+shared memory. The four schedulers of a multiprocessor issue one instruction a cycle each, so these
+counts bound what a kernel can reach before any was run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lipvae.kernels import aot
 from lipvae.kernels._aot_variants import Variant, variants
 from lipvae.kernels._common import INTERPRETED
 
-PRODUCTS = r"^(lipschitz_linear|importance_linear, (bernoulli|gaussian))"
+DEFAULT = r"^(lipschitz_linear|importance (forward|backward), \w+, fp32|importance_linear, [bg])"
 _MATRIX, _MULTIPLY, _SHARED = ("HGMMA", "HMMA"), ("FFMA",), ("LDS", "LDSM")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?);")
@@ -27,8 +27,8 @@ _BRANCH = re.compile(r"\bBRA\b.*?(\.L_x_\d+)")
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 
 
-def loops(text: str) -> list[list[str]]:
-    """The names of the instructions of each loop, from what nvdisasm prints.
+def read(text: str) -> tuple[list[str], list[list[str]]]:
+    """The names of a program's instructions and of each loop's, from what nvdisasm prints.
 
     A loop is what lies between a branch backwards and the place it goes to.
     """
@@ -44,32 +44,32 @@ def loops(text: str) -> list[list[str]]:
             target = _BRANCH.search(instruction[1])
             if target and target[1] in labels:
                 found.append(names[labels[target[1]] :])
-    return found
+    return [name for name in names if name != "NOP"], found
 
 
 def _count(names: Sequence[str], kinds: Sequence[str]) -> int:
     return sum(n for name, n in Counter(names).items() if name.split(".")[0] in kinds)
 
 
-def hottest(text: str) -> list[str]:
+def hottest(found: Sequence[list[str]]) -> list[str]:
     """The loop with the most products, the shortest of them."""
     products = (*_MATRIX, *_MULTIPLY)
-    return max(loops(text), key=lambda names: (_count(names, products), -len(names)))
+    return max(found, key=lambda names: (_count(names, products), -len(names)))
 
 
 def row(variant: Variant, target: str = "sm_90") -> str:
     """A variant's row of the table."""
     cubin = aot.compiled(variant, target).asm["cubin"]
-    names = hottest(aot.read_cubin(cubin, "nvdisasm", "-c"))
-    kinds = (_MATRIX, _MULTIPLY, _SHARED)
-    cells = (len(names), *(_count(names, kind) for kind in kinds))
+    program, found = read(aot.read_cubin(cubin, "nvdisasm", "-c"))
+    turn, kinds = hottest(found), (_MATRIX, _MULTIPLY, _SHARED)
+    cells = (len(program), len(turn), *(_count(turn, kind) for kind in kinds))
     return f"| {variant.name} | " + " | ".join(map(str, cells)) + " |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lipvae.kernels.loops", description=__doc__)
-    parser.add_argument("only", nargs="?", default=PRODUCTS, help="of the kernels' names")
+    parser.add_argument("only", nargs="?", default=DEFAULT, help="of the kernels' names")
     options = parser.parse_args(arguments)
     if INTERPRETED.value:
         print("unset TRITON_INTERPRET: interpreted kernels cannot be compiled", file=sys.stderr)
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         print(f"no kernel's name matches {options.only!r}", file=sys.stderr)
         return 2
-    print("| kernel | instructions | matrix | FFMA | shared loads |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print("| kernel | program | loop | matrix | FFMA | shared loads |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for variant in chosen:
         print(row(variant), flush=True)
     return 0

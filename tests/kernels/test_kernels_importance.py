@@ -131,10 +131,17 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("with_bias", "parts"), [(True, 4), (False, 4), (True, 1)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", COUNTS)
-def test_fused_against_truth(family: str, dtype: torch.dtype, with_bias: bool) -> None:
+def test_fused_against_truth(
+    family: str,
+    dtype: torch.dtype,
+    with_bias: bool,
+    parts: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importance_linear, "parts_for", lambda *_: parts)
     k, b, h, d = (3, 2, 20, 6) if family == "categorical256" else (9, 3, 20, 37)
     count = COUNTS[family]
     hidden = torch.randn(k, b, h).to(dtype)
@@ -194,6 +201,8 @@ def test_errors_name_the_argument() -> None:
         importance_forward(parameters, target[1:])
     with pytest.raises(ValueError, match="parameters"):
         importance_forward(parameters[..., 1:], target, "gaussian")
+    with pytest.raises(ValueError, match="rows, got 65536 x 32768"):
+        importance_forward(torch.empty(2**16, 2**15, 0), torch.empty(2**15, 0))
     with pytest.raises(TypeError, match="parameters"):
         importance_forward(parameters.double(), target)
     with pytest.raises(TypeError, match="grad"):
