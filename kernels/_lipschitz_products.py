@@ -174,8 +174,7 @@ def linear_grad_x(
     row = row_tile * ROWS + tl.arange(0, ROWS)
     col = col_tile * COLS + tl.arange(0, COLS)
     k = tl.arange(0, INNER)
-    g_tile = grad_ptr + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * inner + k[None, :]
-    # Along a row of the weight a remainder keeps neighbours together, as the compiler can see.
+    g_tile = grad_ptr + (row % rows).to(tl.int64)[:, None] * inner + k[None, :]
     w_tile = weight_ptr + k.to(tl.int64)[:, None] * cols + (col % cols)[None, :]
 
     if SWAPPED:

@@ -19,7 +19,10 @@ from lipvae.kernels import aot
 from lipvae.kernels._aot_variants import Variant, variants
 from lipvae.kernels._common import INTERPRETED
 
-DEFAULT = r"^(lipschitz_linear|importance (forward|backward), \w+, fp32|importance_linear, [bg])"
+DEFAULT = (
+    r"^(l1_ball forward|lipschitz_linear|importance (forward|backward), \w+, fp32|"
+    r"importance_linear, [bg])"
+)
 _MATRIX, _MULTIPLY, _SHARED = ("HGMMA", "HMMA"), ("FFMA",), ("LDS", "LDSM")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?);")
@@ -52,9 +55,10 @@ def _count(names: Sequence[str], kinds: Sequence[str]) -> int:
 
 
 def hottest(found: Sequence[list[str]]) -> list[str]:
-    """The loop with the most products, the shortest of them."""
+    """The loop with the most products or, without any, additions; the shortest of them."""
     products = (*_MATRIX, *_MULTIPLY)
-    return max(found, key=lambda names: (_count(names, products), -len(names)))
+    counted = products if any(_count(names, products) for names in found) else ("FADD",)
+    return max(found, key=lambda names: (_count(names, counted), -len(names)))
 
 
 def row(variant: Variant, target: str = "sm_90") -> str:

@@ -159,6 +159,7 @@ def test_loops_are_found_in_machine_code() -> None:
     outer = ["MOV", *inner, "FADD", "BRA"]
     assert loops.read(text) == ([*outer, "BRA", "EXIT"], [inner, outer])
     assert loops.hottest([inner, outer]) == inner
+    assert loops.hottest([["FADD"], ["FADD", "FADD"], ["MOV"]]) == ["FADD", "FADD"]
 
 
 def test_a_product_that_projects_takes_more_instructions(
