@@ -59,20 +59,20 @@ struct Backward {
 
 // The word of up to 64 pairs: run(i, mask) sorts the vector from pair i on.
 template <class T, class Run>
-LIPVAE_INLINE std::uint64_t run_word(int start, int end, Run&& run) {
+LIPVAE_INLINE std::uint64_t run_word(std::int64_t start, std::int64_t end, Run&& run) {
   using S = Simd<T>;
   constexpr int lanes = S::lanes;
   std::uint64_t word = 0;
   typename S::Mask mask[4];
   if (end - start == 64) {
 #pragma GCC unroll 8
-    for (int i = 0; i < 64; i += 4 * lanes) {
+    for (std::int64_t i = 0; i < 64; i += 4 * lanes) {
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) run(start + i + v * lanes, mask[v]);
       word |= S::movemask4(mask) << i;
     }
   } else {
-    for (int i = start; i + lanes <= end; i += lanes) {
+    for (std::int64_t i = start; i + lanes <= end; i += lanes) {
       run(i, mask[0]);
       word |= std::uint64_t(S::movemask(mask[0])) << (i - start);
     }
@@ -90,9 +90,10 @@ LIPVAE_INLINE void run_vectors(Bits* bits, int count, int valid, Load&& load, St
   const bool partial = count % lanes != 0;
   if (partial) load(last, count - lanes);
   if constexpr (Pass::writes_code && g == 2) {
-    for (int start = 0; start < count; start += 64) {
-      const int end = count - start < 64 ? count : start + 64;
-      std::uint64_t word = run_word<T>(start, end, [&](int i, typename Simd<T>::Mask& mask) {
+    auto writer = *bits;  // whose members would be read again after every store of bytes
+    for (std::int64_t start = 0; start < count; start += 64) {
+      const std::int64_t end = count - start < 64 ? count : start + 64;
+      std::uint64_t word = run_word<T>(start, end, [&](std::int64_t i, typename Simd<T>::Mask& mask) {
         load(e, i);
         Pass::apply(e, PairMask<T>{&mask});
         store(e, i);
@@ -102,11 +103,12 @@ LIPVAE_INLINE void run_vectors(Bits* bits, int count, int valid, Load&& load, St
         Pass::apply(last, PairMask<T>{&mask});
         store(last, count - lanes);
         const std::uint64_t swaps = Simd<T>::movemask(mask);
-        const int shift = count - lanes - start;  // below 0 if the vector begins in the word before
+        const int shift = int(count - lanes - start);  // below 0 if the vector begins in the word before
         word |= shift >= 0 ? swaps << shift : swaps >> -shift;
       }
-      bits->put(word, (end < valid ? end : valid) - start);
+      writer.put(word, int((end < valid ? end : valid) - start));
     }
+    *bits = writer;
   } else {
     for (int i = 0; i + lanes <= count; i += lanes) {
       load(e, i);
@@ -126,9 +128,11 @@ LIPVAE_INLINE void run_groups(const T* x, T* y, Bits* bits, int count) {
   using V = typename Simd<T>::V;
   constexpr int lanes = Simd<T>::lanes;
   if (count >= lanes) {
+    // Out of line, these would pass the vectors through memory.
     run_vectors<Pass, g, T>(
-        bits, count, count, [&](V* e, int i) { load_groups<g>(x + i * g, e); },
-        [&](V* e, int i) { store_groups<g, streaming>(y + i * g, e); });
+        bits, count, count,
+        [&](V* e, std::int64_t i) __attribute__((always_inline)) { load_groups<g>(x + i * g, e); },
+        [&](V* e, std::int64_t i) __attribute__((always_inline)) { store_groups<g, streaming>(y + i * g, e); });
   } else {
     T padded[lanes * g] = {};  // padding does not swap
     __builtin_memcpy(padded, x, std::size_t(count) * g * sizeof(T));
