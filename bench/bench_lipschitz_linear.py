@@ -148,7 +148,6 @@ def product_case(kind: str, shape: tuple[int, int, int], settings: Settings) -> 
     bias = (0.1 * settings.randn(out_features, seed=4)).to(dtype)
     x = settings.rand(batch, in_features, seed=5).to(dtype)
     out, weight_t = torch.empty(batch, out_features, device=x.device, dtype=dtype), weight.t()
-    sorting = SortLayer(weight, bias, RADIUS)
 
     def ours() -> Tensor:
         return functional.lipschitz_linear(x, weight, bias, RADIUS, 2)
@@ -157,16 +156,16 @@ def product_case(kind: str, shape: tuple[int, int, int], settings: Settings) -> 
         forward = kernel_module("lipschitz_linear").lipschitz_linear_forward
         return lambda: forward(x, weight, bias, RADIUS, 2, False, projecting=projecting)
 
-    @torch.no_grad()
-    def lnets() -> Tensor:
-        return sorting(x)
+    def lnets() -> Callable[[], Any]:
+        layer = SortLayer(weight, bias, RADIUS).requires_grad_(False)
+        return lambda: layer(x)
 
     providers = [
         Provider(GEMM, "limit", lambda: torch.mm(x, weight_t, out=out), graph=True),
         Provider(PUBLIC, "ours", ours, graph=True),
-        Provider(SORTED, "peer", lnets),
     ]
     skipped: dict[str, str] = {}
+    peer(providers, skipped, SORTED, lnets)
     for name, projecting in (("product that projects", True), ("projection, then product", False)):
         why = obstacle("triton", x.device, dtype)
         if why is None:
