@@ -23,6 +23,22 @@ def test_a_layer_takes_what_autocast_made_half(backend: str) -> None:
         assert torch.equal(y, layer(half.float()))
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_neither_a_frozen_layer_nor_a_gradient_is_made_half(backend: str) -> None:
+    layer, x = LipschitzLinear(10, 8, group_size=2), torch.rand(4, 10, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    with lipvae.backend(backend):
+        y = layer(x)
+        grads = torch.autograd.grad(y, inputs, y)
+        with torch.autocast("cpu", torch.bfloat16):
+            again = torch.autograd.grad(layer(x), inputs, y)
+            with lipvae.nn.frozen(layer), torch.no_grad():
+                frozen = layer(x)
+    assert torch.equal(frozen, y)
+    for grad, same in zip(grads, again, strict=True):
+        assert torch.equal(grad, same)
+
+
 def test_a_convolution_is_not_made_half() -> None:
     first = LipschitzConv2d(1, 4, 3, group_size=2)
     second = LipschitzConv2d(4, 6, 3, group_size=2)

@@ -304,7 +304,8 @@ class LipschitzLinear(LipschitzLayer):
         if kind is not None and isinstance(fixed, kind) and not compiling():
             y = fixed(rows)
         elif isinstance(fixed, Tensor) and backend == "reference":
-            y = linear(rows, fixed, self.bias)
+            with without_autocast(x.device):
+                y = linear(rows, fixed, self.bias)
             y = y if self.group_size is None else ops.group_sort(y, self.group_size, -1)
         else:
             return None
