@@ -137,11 +137,12 @@ def _by_samples(
     """:func:`forward` by torch's product on a device, some samples of all images at once."""
     units = max(1, len(weight))
     rows = max(CACHED_NUMBERS // units, min(LEAST_ROWS, MOST_NUMBERS // units))
-    tile = max(1, rows // max(1, hidden.shape[1]))
+    samples = max(1, rows // max(1, hidden.shape[1]))
+    parts = max(1, -(-len(hidden) // samples))
     with without_autocast(hidden.device):
         found = [
             importance_forward(linear(part, weight, bias), target, family)
-            for part in hidden.split(tile)
+            for part in hidden.tensor_split(parts)
         ]
     return torch.cat(found) if len(found) != 1 else found[0]
 
