@@ -48,7 +48,7 @@ def _is_active(w, hi, low):
 
 
 @triton.jit
-def _two_floats(peak, delta):
+def two_floats(peak, delta):
     """tau = peak - delta as two floats, from delta: exact also where tau's own bits are not."""
     hi = (peak - delta).to(tl.float32)
     return hi, ((peak - hi.to(tl.float64)) - delta).to(tl.float32)
@@ -78,7 +78,7 @@ def _narrow(row, depth, peak, delta, cols, CHUNK: tl.constexpr, LOOP: tl.constex
 @triton.jit
 def _members(row, peak, delta, cols, CHUNK: tl.constexpr):
     """|A|, exact, of a row in memory."""
-    hi, low = _two_floats(peak, delta)
+    hi, low = two_floats(peak, delta)
     active = tl.zeros([CHUNK], tl.float32)
     for start in range(0, cols, CHUNK):
         column = start + tl.arange(0, CHUNK)
@@ -90,7 +90,7 @@ def _members(row, peak, delta, cols, CHUNK: tl.constexpr):
 @triton.jit
 def _wide(row, peak, delta, cols, CHUNK: tl.constexpr):
     """The sum of peak - |w| over A in float64, and |A|, of a row in memory."""
-    hi, low = _two_floats(peak, delta)
+    hi, low = two_floats(peak, delta)
     depth = tl.zeros([CHUNK], tl.float64)
     active = tl.zeros([CHUNK], tl.float32)
     for start in range(0, cols, CHUNK):
@@ -113,9 +113,9 @@ def over(x, count):
 
 
 @triton.jit
-def _kept(delta, floor, peak):
-    """delta between r / |A| at least and tau = 0, where the padding is inactive."""
-    return tl.minimum(tl.maximum(delta, floor), peak)
+def _step(delta, excess, count, floor, peak):
+    """Newton's step, kept between r / |A| at least and tau = 0, where the padding is inactive."""
+    return tl.minimum(tl.maximum(delta + over(excess, tl.maximum(count, 1.0)), floor), peak)
 
 
 @triton.jit
@@ -125,15 +125,15 @@ def find_active(
     """Newton's iteration on delta from any start, with sums in float32."""
     floor = over(radius, cols)
     total, before = _narrow(row, depth, peak, delta, cols, CHUNK, LOOP)
-    delta = _kept(delta - over(total - radius, tl.maximum(before, 1.0)), floor, peak)
+    delta = _step(delta, radius - total, before, floor, peak)
     total, count = _narrow(row, depth, peak, delta, cols, CHUNK, LOOP)
     # A first step from inside the set enlarges it. From here on the set only shrinks.
     before = tl.where(count > before, tl.cast(cols, tl.float64) + 1, before)
     while (count < before) & outside:
-        delta = _kept(delta - over(total - radius, tl.maximum(count, 1.0)), floor, peak)
+        delta = _step(delta, radius - total, count, floor, peak)
         before = count
         total, count = _narrow(row, depth, peak, delta, cols, CHUNK, LOOP)
-    return _kept(delta - over(total - radius, tl.maximum(count, 1.0)), floor, peak)
+    return _step(delta, radius - total, count, floor, peak)
 
 
 @triton.jit
@@ -145,11 +145,11 @@ def settle(row, peak, delta, radius, outside, cols, CHUNK: tl.constexpr):
     """
     floor = over(radius, cols)
     total, before = _wide(row, peak, delta, cols, CHUNK)
-    delta = _kept(over(total + radius, tl.maximum(before, 1.0)), floor, peak)
+    delta = _step(0.0, radius + total, before, floor, peak)
     count = _members(row, peak, delta, cols, CHUNK)
     before = tl.where(count > before, tl.cast(cols, tl.float64) + 1, before)
     while (count < before) & outside:
         total, before = _wide(row, peak, delta, cols, CHUNK)
-        delta = _kept(over(total + radius, tl.maximum(before, 1.0)), floor, peak)
+        delta = _step(0.0, radius + total, before, floor, peak)
         count = _members(row, peak, delta, cols, CHUNK)
     return delta

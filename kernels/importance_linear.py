@@ -118,7 +118,6 @@ def linear_log_likelihood(
         second = _product(h, w, acc, k, inner, PRECISION, EVEN, INNER)
         if BIAS:
             second += tl.load(bias_ptr + pixels + unit).to(tl.float32)[None, :]
-    out = partial_ptr + tl.cast(pixel_tile, tl.int64) * rows + row
     image = target_ptr + (row % batch).to(tl.int64)[:, None] * pixels
     PART: tl.constexpr = COLS // PARTS
     firsts = _parts(first, ROWS, COLS, PARTS)
@@ -132,6 +131,7 @@ def linear_log_likelihood(
         x = tl.load(image + column[None, :], mask=inside, other=0.0).to(tl.float32)
         term = tl.where(inside, log_density(x, firsts[part], seconds[part], FAMILY), 0.0)
         total += tl.sum(term, 1)
+    out = partial_ptr + tl.cast(pixel_tile, tl.int64) * rows + row
     tl.store(out, total, mask=row < rows)
 
 

@@ -25,6 +25,7 @@ from lipvae.kernels._newton import (
     settle,
     soft_threshold,
     split_threshold,
+    two_floats,
 )
 
 # A row up to the first length stays in registers for the steps in float32. A longer one is read
@@ -92,7 +93,7 @@ def project_rows(
         w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
         depth = depth_of(w, peak)
     else:
-        depth = peak_lanes
+        depth = peak_lanes  # not read
     delta = find_active(row, depth, peak, delta, radius, outside, cols, CHUNK, not RESIDENT)
     delta = settle(row, peak, delta, radius, outside, cols, CHUNK)
 
@@ -106,9 +107,7 @@ def project_rows(
         if BY_THRESHOLD:
             hi, lo = split_threshold(upper)
         else:
-            hi = tau.to(tl.float32)
-            # From delta, not from tau: exact also where r is below the last bit of max|w|.
-            lo = ((peak - hi.to(tl.float64)) - delta).to(tl.float32)
+            hi, lo = two_floats(peak, delta)
             hi = tl.where(outside, hi, 0.0)
             lo = tl.where(outside, lo, 0.0)
         # The row is read again, from the cache: its signs need not occupy registers until here.
