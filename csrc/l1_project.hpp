@@ -55,7 +55,7 @@ struct SoftThreshold {
 
 // Writes sign(w) max(|w| - tau, 0) and returns how many |w| > tau there are.
 template <bool streaming, class T>
-std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau, Fetch& fetch) {
+std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau) {
   using S = Simd<T>;
   using V = typename S::V;
   using I = typename S::I;
@@ -71,8 +71,7 @@ std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau
     i = S::until_aligned(out, n);
     if (i) S::store_first(out, project(S::load_first(w, i), 0), i);
   }
-  for (; i + 2 * S::lanes <= n; i += 2 * S::lanes) {
-    fetch.line();
+  for (; i + 2 * S::lanes <= n; i += 2 * S::lanes)
     for (int u = 0; u < 2; ++u) {
       const V value = project(S::load(w + i + u * S::lanes), u);
       if constexpr (streaming)
@@ -80,7 +79,6 @@ std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau
       else
         S::store(out + i + u * S::lanes, value);
     }
-  }
   for (; i < n; i += S::lanes) {
     if (n - i < S::lanes)
       S::store_first(out + i, project(S::load_first(w + i, n - i), 0), n - i);
@@ -97,8 +95,7 @@ void fill_row(T* out, std::int64_t n, T value) {
 
 // Returns the row's threshold and, unless out is null, writes its projection.
 template <class T>
-double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> parts, T* out, bool streaming,
-                   Fetch& fetch) {
+double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> parts, T* out, bool streaming) {
   for (;;) {
     if (c.tau == 0.0) {
       if (out && out != row.w) __builtin_memcpy(out, row.w, std::size_t(row.n) * sizeof(T));
@@ -113,8 +110,8 @@ double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> part
     const bool written = out && out != row.w && !settling;
     std::int64_t count = c.count;
     if (written)
-      count = streaming ? write_row<true>(row.w, out, row.n, parts, fetch)
-                        : write_row<false>(row.w, out, row.n, parts, fetch);
+      count = streaming ? write_row<true>(row.w, out, row.n, parts)
+                        : write_row<false>(row.w, out, row.n, parts);
     else if (!c.final)
       count = row_count(row.w, row.n, parts.level);
     if (!c.final && count != c.count) {
@@ -128,7 +125,7 @@ double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> part
       }
     }
     const double tau = settling ? settle(row, c.tau) : c.tau;
-    if (out && !written) write_row<false>(row.w, out, row.n, split(tau, T()), fetch);
+    if (out && !written) write_row<false>(row.w, out, row.n, split(tau, T()));
     return tau;
   }
 }
@@ -160,16 +157,13 @@ class RowProjector {
       RowProblem<T> row[max_rows_at_once];
       Candidate c[max_rows_at_once];
       for (int i = 0; i < rows; ++i) row[i] = {weight + (first + i) * cols_, cols_, radius_};
-      Fetch fetch;
-      if (fetching_) fetch.start(weight + next * cols_, rows * cols_ * std::int64_t(sizeof(T)));
-      RowBlock<T>(row, rows, typical_, fetch).first_candidates(warm ? warm + first : nullptr, c);
+      RowBlock<T>(row, rows, typical_, fetching_).first_candidates(warm ? warm + first : nullptr, c);
       SplitThreshold<T> parts[max_rows_at_once];
       for (int i = 0; i < rows; ++i) parts[i] = split(c[i].tau, T());
       for (int i = 0; i < rows; ++i) {
         T* const to = out ? out + (first + i) * cols_ : nullptr;
-        threshold[first + i] = project_row(row[i], c[i], parts[i], to, streaming, fetch);
+        threshold[first + i] = project_row(row[i], c[i], parts[i], to, streaming);
       }
-      fetch.rest();
     }
   }
 

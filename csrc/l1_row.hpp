@@ -5,37 +5,14 @@
 
 namespace lipvae::LIPVAE_ISA {
 
-// Asks for memory that is needed next, a line with every few vectors of the passes before: many at once
-// would wait for one another, and the passes for them.
-class Fetch {
- public:
-  void start(const void* begin, std::int64_t bytes) {
-    at_ = reinterpret_cast<std::uintptr_t>(begin);
-    end_ = at_ + std::uintptr_t(bytes);
-  }
-  LIPVAE_INLINE void line() {
-    if (at_ >= end_) return;
-    __builtin_prefetch(reinterpret_cast<const void*>(at_));
-    at_ += 64;
-  }
-  void rest() {
-    while (at_ < end_) line();
-  }
-
- private:
-  std::uintptr_t at_ = 0, end_ = 0;
-};
-
 // Applies body(vector, first element) to the row; a last partial vector is padded with zeros.
 template <int unroll, class T, class Body>
-LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body, Fetch* fetch = nullptr) {
+LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body) {
   using S = Simd<T>;
   std::int64_t i = 0;
-  for (; i + unroll * S::lanes <= n; i += unroll * S::lanes) {
-    if (fetch) fetch->line();
+  for (; i + unroll * S::lanes <= n; i += unroll * S::lanes)
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) body(S::load(w + i + u * S::lanes), u);
-  }
   for (; i + S::lanes <= n; i += S::lanes) body(S::load(w + i), 0);
   if (i < n) body(S::load_first(w + i, n - i), 0);
 }
@@ -66,15 +43,14 @@ struct Norms {
 
 // max is 0 unless asked for.
 template <bool with_max = true, class T>
-LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n, Fetch& fetch) {
+LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n) {
   using S = Simd<T>;
   typename S::V sum[4] = {}, max[4] = {};
-  auto add = [&](typename S::V v, int u) {
+  for_each_vector<4>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
     sum[u] += a;
     if constexpr (with_max) max[u] = S::max(a, max[u]);
-  };
-  for_each_vector<4>(w, n, add, &fetch);
+  });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])),
           with_max ? max_lanes<T>(S::max(S::max(max[0], max[1]), S::max(max[2], max[3]))) : T(0)};
 }
@@ -88,18 +64,17 @@ struct Excess {
 // The differences |w| - t are exact near t, so the sum keeps its digits where radius << max |w|. It is a
 // NaN if the row holds one.
 template <class T>
-LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t, Fetch& fetch) {
+LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
   using S = Simd<T>;
   typename S::V sum[4] = {};
   typename S::I count[2] = {};
   const typename S::V level = S::splat(t);
-  auto add = [&](typename S::V v, int u) {
+  for_each_vector<4>(w, n, [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
     const typename S::Mask above = S::not_at_most(a, level);  // a NaN too
     sum[u] = S::add_where(above, sum[u], a - level);
     count[u & 1] = S::count_where(above, count[u & 1]);
-  };
-  for_each_vector<4>(w, n, add, &fetch);
+  });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), count_lanes<T>(count[0] + count[1])};
 }
 
@@ -115,18 +90,17 @@ LIPVAE_INLINE std::int64_t row_count(const T* w, std::int64_t n, T t) {
 }
 
 // row_excess that also lists the magnitudes |w| > t, in order. active has room for n + 16.
-LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t, float* active, Fetch& fetch) {
+LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t, float* active) {
   using S = Simd<float>;
   S::V sum[2] = {};
   std::int64_t count = 0;
   const S::V level = S::splat(t);
-  auto list = [&](S::V v, int u) {
+  for_each_vector<2>(w, n, [&](S::V v, int u) {
     const S::V a = S::abs(v);
     const S::Mask above = S::greater(a, level);
     sum[u] = S::add_where(above, sum[u], a - level);
     count += store_compressed(active + count, a, above);
-  };
-  for_each_vector<2>(w, n, list, &fetch);
+  });
   return {add_lanes<float>(sum[0] + sum[1]), count};
 }
 
