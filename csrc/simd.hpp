@@ -221,18 +221,20 @@ struct Simd {
   static LIPVAE_INLINE I count_where(Mask m, I count) { return count - m; }
 #endif
 
-  // Lane i of the result is lane index[i] % 4 of its 16-byte block of the table.
-#if defined(__AVX2__)
-  static constexpr bool has_lookup = sizeof(T) == 4;
-  static LIPVAE_INLINE I lookup(I table, I index) {
+  // Lane i of the result is entry index[i] % lookup_entries of the table; a table that is shorter than the
+  // vector is repeated.
 #if defined(__AVX512F__)
-    return (I)_mm512_permutevar_ps((__m512)table, (__m512i)index);
-#else
+  static constexpr int lookup_entries = sizeof(T) == 4 ? 16 : 0;
+  static LIPVAE_INLINE I lookup(I table, I index) {
+    return (I)_mm512_permutexvar_epi32((__m512i)index, (__m512i)table);
+  }
+#elif defined(__AVX2__)
+  static constexpr int lookup_entries = sizeof(T) == 4 ? 4 : 0;
+  static LIPVAE_INLINE I lookup(I table, I index) {
     return (I)_mm256_permutevar_ps((__m256)table, (__m256i)index);
-#endif
   }
 #else
-  static constexpr bool has_lookup = false;
+  static constexpr int lookup_entries = 0;
   static I lookup(I table, I index);
 #endif
 
@@ -384,7 +386,7 @@ LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::Mask
 // data it asks in vain, without a fault.
 template <int bytes>
 LIPVAE_INLINE void prefetch_ahead(const void* p) {
-  constexpr int line = 64, distance = 2048;
+  constexpr int line = 64, distance = 4096;
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
   for (int offset = 0; offset < bytes; offset += line)
     __builtin_prefetch(reinterpret_cast<const void*>(address + offset));
