@@ -1,6 +1,7 @@
 // importance for the family categorical256.
 #include "categorical256.hpp"
 #include "isa_kernels.hpp"
+#include "memory.hpp"
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {

@@ -41,7 +41,8 @@ std::vector<const KernelTable*> find_usable() {
 #endif
 #ifdef LIPVAE_HAVE_AVX512
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("bmi2"))
     usable.push_back(&avx512::kernel_table);
 #endif
   return usable;

@@ -13,6 +13,13 @@ namespace lipvae::LIPVAE_ISA {
 struct BitBuffer {
   static constexpr int capacity = 512;     // bits: one cache line
   std::uint8_t bytes[capacity / 8 + 8];    // vectors write and words read past the last bit
+
+  // 64 bits from bit `first` on, a multiple of 8.
+  LIPVAE_INLINE std::uint64_t word(int first) const {
+    std::uint64_t bits;
+    __builtin_memcpy(&bits, bytes + first / 8, 8);
+    return bits;
+  }
 };
 
 // Up to 8 bytes, little-endian.
@@ -56,11 +63,24 @@ LIPVAE_INLINE void store_bytes(std::uint8_t* p, std::uint64_t word, int count) {
   if (count & 1) *p = std::uint8_t(word);
 }
 
+// Writes a cache line.
+LIPVAE_INLINE void store_line(std::uint8_t* p, const std::uint8_t* from, bool streaming) {
+  using S = Simd<float>;
+  constexpr int line = BitBuffer::capacity / 8;
+  if (streaming && reinterpret_cast<std::uintptr_t>(p) % line == 0)
+    for (int i = 0; i < line; i += vector_bytes)
+      S::stream(reinterpret_cast<float*>(p + i), S::load(reinterpret_cast<const float*>(from + i)));
+  else
+    __builtin_memcpy(p, from, line);
+}
+
 // Writes count bits of the buffer at bit `position` of code; bits before it are kept, and the rest
 // of the last byte becomes 0.
-LIPVAE_INLINE void append_bits(std::uint8_t* code, std::int64_t position, int count, const BitBuffer& bits) {
+LIPVAE_INLINE void append_bits(std::uint8_t* code, std::int64_t position, int count, const BitBuffer& bits,
+                               bool streaming) {
   std::uint8_t* p = code + position / 8;
   const int offset = int(position % 8);
+  if (offset == 0 && count == BitBuffer::capacity) return store_line(p, bits.bytes, streaming);
   std::uint64_t carry = offset ? p[0] & ((1u << offset) - 1u) : 0u;
   for (int i = 0; i < count; i += 64) {
     std::uint64_t word;
@@ -87,6 +107,12 @@ class BitWriter {
     }
     filled_ = (filled_ + count) & 63;
   }
+  // Whether the next bit is the first of its byte, and 64 bits from there on.
+  LIPVAE_INLINE bool at_byte() const { return filled_ == 0; }
+  LIPVAE_INLINE void put_word(std::uint64_t bits) {
+    __builtin_memcpy(p_, &bits, 8);
+    p_ += 8;
+  }
   // Writes the bits that are left; the rest of the last byte becomes 0.
   LIPVAE_INLINE void finish() { store_bytes(p_, word_, (filled_ + 7) / 8); }
 
@@ -101,6 +127,10 @@ LIPVAE_INLINE void extract_bits(const std::uint8_t* code, std::int64_t bytes, st
                                 int count, BitBuffer& bits) {
   const std::uint8_t* p = code + position / 8;
   const int offset = int(position % 8);
+  if (offset == 0 && count == BitBuffer::capacity) {
+    __builtin_memcpy(bits.bytes, p, BitBuffer::capacity / 8);
+    return;
+  }
   for (int i = 0; i < count; i += 64, p += 8) {
     std::uint64_t word;
     if (p + 9 <= code + bytes) {

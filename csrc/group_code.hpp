@@ -40,6 +40,13 @@ LIPVAE_INLINE VectorBits<T, aligned> vector_bits(BitBuffer* buffer, int first) {
 struct CodeStretch {
   const std::uint8_t* code;
   int offset;  // below 8
+
+  // At least 56 bits from bit `first` on, a multiple of 8.
+  LIPVAE_INLINE std::uint64_t word(int first) const {
+    std::uint64_t bits;
+    __builtin_memcpy(&bits, code + first / 8, 8);
+    return bits >> offset;
+  }
 };
 template <class T, bool aligned>
 struct StretchBits {
@@ -67,12 +74,12 @@ struct PairMask {
 };
 
 // The bits of one row of groups. with(position, count, body) applies body to those of `count` groups at
-// the bit `position` of each comparator's code.
+// the bit `position` of each comparator's code. A code that streams is beyond the caches.
 template <class Pass, int g, bool = Pass::writes_code && g == 2>
 class RowBits {
  public:
-  LIPVAE_INLINE RowBits(std::uint8_t* code, std::int64_t bytes, std::int64_t stride)
-      : code_(code), bytes_(bytes), stride_(stride) {}
+  LIPVAE_INLINE RowBits(std::uint8_t* code, std::int64_t bytes, std::int64_t stride, bool streaming)
+      : code_(code), bytes_(bytes), stride_(stride), streaming_(streaming) {}
   template <class Body>
   LIPVAE_INLINE void with(std::int64_t position, int count, Body&& body) {
     // Bytes just stored would be read back across the words that they were stored in, which waits for
@@ -84,26 +91,34 @@ class RowBits {
         return;
       }
     }
-    BitBuffer buffer[Network<g>::size];
-    if constexpr (Pass::reads_code)
-      for (int c = 0; c < Network<g>::size; ++c)
+    constexpr int comparators = Network<g>::size;
+    BitBuffer buffer[comparators];
+    if constexpr (Pass::reads_code) {
+      // Too many streams for the processor to see what comes next.
+      if (streaming_)
+        for (int c = 0; c < comparators; ++c)
+          __builtin_prefetch(code_ + c * stride_ + position / 8 + BitBuffer::capacity / 8);
+      for (int c = 0; c < comparators; ++c)
         extract_bits(code_ + c * stride_, bytes_, position, count, buffer[c]);
+    }
     body(buffer);
     if constexpr (Pass::writes_code)
-      for (int c = 0; c < Network<g>::size; ++c) append_bits(code_ + c * stride_, position, count, buffer[c]);
+      for (int c = 0; c < comparators; ++c)
+        append_bits(code_ + c * stride_, position, count, buffer[c], streaming_);
   }
   LIPVAE_INLINE void finish() {}
 
  private:
   std::uint8_t* code_;
   std::int64_t bytes_, stride_;
+  bool streaming_;
 };
 // Pairs have one comparator, whose code is written in words, one after the other: through a buffer each
 // would be stored, and read again before it has left the core.
 template <class Pass, int g>
 class RowBits<Pass, g, true> {
  public:
-  LIPVAE_INLINE RowBits(std::uint8_t* code, std::int64_t, std::int64_t) : writer_(code) {}
+  LIPVAE_INLINE RowBits(std::uint8_t* code, std::int64_t, std::int64_t, bool) : writer_(code) {}
   template <class Body>
   LIPVAE_INLINE void with(std::int64_t, int, Body&& body) {
     body(&writer_);

@@ -1,7 +1,9 @@
 #include "group_code.hpp"
 #include "groups.hpp"
 #include "isa_kernels.hpp"
+#include "memory.hpp"
 #include "networks.hpp"
+#include "pairs.hpp"
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {
@@ -127,11 +129,24 @@ template <class Pass, int g, bool streaming, class T, class Bits>
 LIPVAE_INLINE void run_groups(const T* x, T* y, Bits* bits, int count) {
   using V = typename Simd<T>::V;
   constexpr int lanes = Simd<T>::lanes;
+#if defined(__AVX512F__)
+  if constexpr (g == 2 && Pass::reads_code) return unsort_pairs<streaming>(x, y, count, *bits);
+  if constexpr (g == 2 && Pass::writes_code) {
+    auto writer = *bits;  // whose members would be read again after every store of bytes
+    sort_pairs<streaming>(x, y, count, [&](std::uint64_t word, int pairs) { writer.put(word, pairs); });
+    *bits = writer;
+    return;
+  }
+  if constexpr (g == 2) return sort_pairs<streaming>(x, y, count, [](std::uint64_t, int) {});
+#endif
   if (count >= lanes) {
     // Out of line, these would pass the vectors through memory.
     run_vectors<Pass, g, T>(
         bits, count, count,
-        [&](V* e, std::int64_t i) __attribute__((always_inline)) { load_groups<g>(x + i * g, e); },
+        [&](V* e, std::int64_t i) __attribute__((always_inline)) {
+          if constexpr (streaming) prefetch_ahead<g * vector_bytes>(x + i * g);
+          load_groups<g>(x + i * g, e);
+        },
         [&](V* e, std::int64_t i) __attribute__((always_inline)) { store_groups<g, streaming>(y + i * g, e); });
   } else {
     T padded[lanes * g] = {};  // padding does not swap
@@ -211,7 +226,8 @@ void run(const Layout& a) {
   if (a.inner == 1) {
     constexpr std::int64_t chunk = BitBuffer::capacity;
     const std::int64_t chunks = (groups + chunk - 1) / chunk;
-    const bool streaming = x != y && streams(y, bytes, 16) && groups * g * sizeof(T) % 16 == 0;
+    const bool streaming =
+        x != y && streams(y, bytes, streamed_bytes) && groups * g * sizeof(T) % streamed_bytes == 0;
     parallel_for(rows * chunks, 2.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t row = i / chunks, first = i % chunks * chunk;
@@ -219,9 +235,9 @@ void run(const Layout& a) {
         const std::int64_t offset = (row * groups + first) * g;
         // A chunk begins at a whole byte of the code.
         RowBits<Pass, g> row_bits(has_code ? a.code + row * row_bytes + first / 8 : nullptr,
-                                  row_bytes - first / 8, stride);
+                                  row_bytes - first / 8, stride, streaming);
         row_bits.with(0, count, [&](auto* bits) {
-          if (streaming)
+          if (streaming && count % Simd<T>::lanes == 0)  // others overlap, off the lines
             run_groups<Pass, g, true>(x + offset, y + offset, bits, count);
           else
             run_groups<Pass, g, false>(x + offset, y + offset, bits, count);
@@ -232,11 +248,11 @@ void run(const Layout& a) {
     });
     return;
   }
-  // A vector across two lines is slow to store. Where a vector is a line, planes that are no whole lines
-  // have nothing else and go through a buffer.
+  // Where a vector is a line, those of planes that are no whole lines lie across two, and go through a buffer if
+  // these are slow to store.
   constexpr std::int64_t line = 64 / sizeof(T);
   const std::int64_t padded = (a.inner + line - 1) / line * line;
-  const bool buffered = vector_bytes == 64 && a.inner % line != 0 && a.inner >= line &&
+  const bool buffered = vector_bytes == 64 && split_stores_are_slow() && a.inner % line != 0 && a.inner >= line &&
                         g * padded * sizeof(T) <= buffer_bytes;
   const std::int64_t plane_stride = buffered ? padded : a.inner;
   parallel_for(rows, 2.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
@@ -244,7 +260,7 @@ void run(const Layout& a) {
     const T* from = x + begin * groups * g * a.inner;
     T* to = y + begin * groups * g * a.inner;
     for (std::int64_t row = begin; row < end; ++row) {
-      RowBits<Pass, g> row_bits(has_code ? a.code + row * row_bytes : nullptr, row_bytes, stride);
+      RowBits<Pass, g> row_bits(has_code ? a.code + row * row_bytes : nullptr, row_bytes, stride, false);
       for (std::int64_t group = 0; group < groups; ++group) {
         for (std::int64_t first = 0; first < a.inner; first += BitBuffer::capacity) {
           const std::int64_t left = a.inner - first;

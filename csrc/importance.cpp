@@ -1,5 +1,6 @@
 #include "importance_rows.hpp"
 #include "isa_kernels.hpp"
+#include "memory.hpp"
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {

@@ -1,5 +1,6 @@
 #include "isa_kernels.hpp"
 #include "l1_gradient.hpp"
+#include "memory.hpp"
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {

@@ -1,7 +1,5 @@
 #include "parallel.hpp"
 
-#include <unistd.h>
-
 #if defined(LIPVAE_STD_THREAD)
 #include <thread>
 #include <vector>
@@ -20,20 +18,7 @@ namespace {
   if (begin < end) function(context, begin, end);
 }
 
-double find_streaming_bytes() {
-  long cache = 0;
-#ifdef _SC_LEVEL3_CACHE_SIZE
-  cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-  return 0.75 * static_cast<double>(cache > 0 ? cache : 32L << 20);
-}
-
 }  // namespace
-
-bool streams(const void* out, double bytes, std::size_t element_bytes) {
-  static const double threshold = find_streaming_bytes();
-  return bytes > threshold && reinterpret_cast<std::uintptr_t>(out) % element_bytes == 0;
-}
 
 #if defined(LIPVAE_STD_THREAD)
 

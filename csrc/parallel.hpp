@@ -2,7 +2,6 @@
 // results do not depend on the number of threads.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 namespace lipvae {
@@ -17,9 +16,6 @@ int max_threads();
 
 // "openmp", "std::thread" or "none".
 const char* threading_layer();
-
-// Outputs larger than this many bytes do not stay in the last cache, so kernels write past it.
-bool streams(const void* out, double bytes, std::size_t element_bytes);
 
 // Waking a thread costs about as much as streaming this many bytes on the thread that asks.
 constexpr std::int64_t bytes_per_thread = 256 * 1024;

@@ -384,9 +384,9 @@ LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::Mask
 // Asks for the lines that come `distance` after the next `bytes`. The arithmetic of a line fills the
 // window in which a core looks ahead, so without this each line's latency shows. Past the end of the
 // data it asks in vain, without a fault.
-template <int bytes>
+template <int bytes, int distance = 4096>
 LIPVAE_INLINE void prefetch_ahead(const void* p) {
-  constexpr int line = 64, distance = 4096;
+  constexpr int line = 64;
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
   for (int offset = 0; offset < bytes; offset += line)
     __builtin_prefetch(reinterpret_cast<const void*>(address + offset));

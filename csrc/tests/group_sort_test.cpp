@@ -53,6 +53,28 @@ void check(const KernelTable& kernels, std::int64_t outer, std::int64_t groups, 
   expect(sent.same_bits(origin), name + ": gradient in place, other threads");
 }
 
+// Streams, as large outputs do, to a whole line and past one; the same bits.
+template <class T>
+void check_streaming(const KernelTable& kernels, std::int64_t rows, std::int64_t groups, int g) {
+  const std::string name = describe<T>(kernels, "group_sort, streaming", rows, groups, 1, g, 1);
+  const std::int64_t n = groups * g, size = rows * n, code_bytes = comparators(g) * rows * ((groups + 7) / 8);
+  const Buffer<T> x = normals<T>(size), grad = normals<T>(size);
+  const Lines<T> y(size), sent(size);
+  const Lines<std::uint8_t> code(code_bytes);
+  Buffer<T> truth(size), origin(size);
+  Buffer<std::uint8_t> bits(code_bytes);
+  kernels.group_sort({x.data(), truth.data(), bits.data(), rows, n, 1, g, dtype<T>, 1});
+  kernels.group_sort_backward({grad.data(), bits.data(), origin.data(), rows, n, 1, g, dtype<T>, 1});
+  set_streaming_bytes(0.0);
+  for (int threads : {1, 3}) {
+    kernels.group_sort({x.data(), y.data(), code.data(), rows, n, 1, g, dtype<T>, threads});
+    kernels.group_sort_backward({grad.data(), code.data(), sent.data(), rows, n, 1, g, dtype<T>, threads});
+    expect(y.same_bits(truth) && code.same_bits(bits), name + ": values and code");
+    expect(sent.same_bits(origin), name + ": gradient");
+  }
+  set_streaming_bytes(streaming_by_cache);
+}
+
 template <class T>
 void check_all(const KernelTable& kernels) {
   for (int g : {2, 4, 8}) {
@@ -61,6 +83,8 @@ void check_all(const KernelTable& kernels) {
     for (std::int64_t inner : {2, 3, 4, 7, 8, 9, 16, 17, 49, 196, 512, 520, 1027})
       check<T>(kernels, 2, 3, inner, g, 1);
     check<T>(kernels, 64, 2048, 1, g, 4);
+    check_streaming<T>(kernels, 8, 4096, g);
+    for (std::int64_t groups : {8, 24, 512, 520, 1000}) check_streaming<T>(kernels, 3, groups, g);
     check<T>(kernels, 16, 8, 1025, g, 4);
     const GroupSort empty{nullptr, nullptr, nullptr, 0, g, 5, g, dtype<T>, 2};
     kernels.group_sort(empty);

@@ -60,6 +60,7 @@ void check(const KernelTable& kernels, Family family, std::int64_t samples, std:
            std::int64_t dim, int threads) {
   const std::string name = describe<T>(kernels, "importance", int(family), samples, batch, dim, threads);
   const std::int64_t planes = planes_of(family), rows = samples * batch;
+  const bool fused = std::strcmp(kernels.isa, "baseline") != 0;
   const Buffer<T> parameters = parameters_of<T>(family, rows, planes, dim), target = pixels<T>(batch * dim);
   const Buffer<T> grad_out = normals<T>(rows);
   Buffer<T> out(rows), again(rows), grad(parameters.size()), grad_again(parameters.size());
@@ -76,6 +77,9 @@ void check(const KernelTable& kernels, Family family, std::int64_t samples, std:
       const Real term = log_density(family, p + d, dim, x, -1, 0);
       sum += term;
       size += 1 + std::fabs(term);
+      // The product is rounded before it meets the logit.
+      const bool logit = family == Family::bernoulli || family == Family::continuous_bernoulli;
+      if (!fused && logit) size += std::fabs(x * p[d]);
       if (d % 13 == 0)
         for (std::int64_t plane = 0; plane < planes; plane += planes == 256 ? 51 : 1) {
           const Real h = 1e-5L, g = grad_out[row];

@@ -7,11 +7,13 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "dispatch.hpp"
+#include "memory.hpp"
 
 namespace lipvae::testing {
 
@@ -45,6 +47,21 @@ class Buffer {
  private:
   std::int64_t size_;
   std::unique_ptr<T[]> memory_;
+};
+
+// Begins at a cache line, as what streams has to.
+template <class T>
+class Lines {
+ public:
+  explicit Lines(std::int64_t size)
+      : memory_(new (std::align_val_t(64)) T[std::size_t(size)]()) {}
+  Lines(const Lines&) = delete;
+  ~Lines() { operator delete[](memory_, std::align_val_t(64)); }
+  T* data() const { return memory_; }
+  bool same_bits(const Buffer<T>& other) const { return std::memcmp(memory_, other.data(), other.bytes()) == 0; }
+
+ private:
+  T* memory_;
 };
 
 constexpr std::uint64_t seed = 20230609;
