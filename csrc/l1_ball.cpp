@@ -6,18 +6,26 @@
 namespace lipvae::LIPVAE_ISA {
 namespace {
 
-template <class T>
-void project(const L1Ball& a) {
-  const double bytes = double(a.rows) * double(a.cols) * sizeof(T);
+template <class T, class Fetch>
+void project(const L1Ball& a, double bytes, Fetch fetch) {
   const bool streaming = a.out && streams(a.out, bytes, sizeof(T));
   parallel_for(a.rows, 4.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    RowProjector<T> rows(a.cols, a.radius, bytes > fetched_bytes);
+    RowProjector<T, Fetch> rows(a.cols, a.radius, fetch);
     const T* weight = static_cast<const T*>(a.weight) + begin * a.cols;
     T* out = a.out ? static_cast<T*>(a.out) + begin * a.cols : nullptr;
     const double* warm = a.warm ? a.warm + begin : nullptr;
     rows.project(weight, end - begin, warm, out, a.threshold + begin, streaming);
     if (streaming) stream_fence();
   });
+}
+
+template <class T>
+void project(const L1Ball& a) {
+  const double bytes = double(a.rows) * double(a.cols) * sizeof(T);
+  if (bytes > distant_bytes)
+    project<T>(a, bytes, FetchLines());
+  else
+    project<T>(a, bytes, FetchHalves(bytes > fetched_bytes));
 }
 
 }  // namespace

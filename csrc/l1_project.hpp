@@ -7,7 +7,8 @@ namespace lipvae::LIPVAE_ISA {
 
 constexpr int max_settling_steps = 64;
 constexpr std::int64_t rows_bytes = 16 * 1024;  // rows searched at once stay in the first-level cache
-constexpr double fetched_bytes = 512.0 * 1024;  // matrices beyond it come from the last cache or from memory
+constexpr double fetched_bytes = 512.0 * 1024;  // matrices beyond it come from the last cache
+constexpr double distant_bytes = 32.0 * 1024 * 1024;  // and beyond it from memory, or hardly nearer
 
 // Rounding tau to a double moves the row's sum by up to count * ulp(tau), which matters in float64
 // always and in float32 where radius << max |w|.
@@ -54,8 +55,8 @@ struct SoftThreshold {
 };
 
 // Writes sign(w) max(|w| - tau, 0) and returns how many |w| > tau there are.
-template <bool streaming, class T>
-std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau) {
+template <bool streaming, class T, class Fetch>
+std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau, Fetch& fetch) {
   using S = Simd<T>;
   using V = typename S::V;
   using I = typename S::I;
@@ -71,7 +72,8 @@ std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau
     i = S::until_aligned(out, n);
     if (i) S::store_first(out, project(S::load_first(w, i), 0), i);
   }
-  for (; i + 2 * S::lanes <= n; i += 2 * S::lanes)
+  for (; i + 2 * S::lanes <= n; i += 2 * S::lanes) {
+    fetch.line();
     for (int u = 0; u < 2; ++u) {
       const V value = project(S::load(w + i + u * S::lanes), u);
       if constexpr (streaming)
@@ -79,6 +81,7 @@ std::int64_t write_row(const T* w, T* out, std::int64_t n, SplitThreshold<T> tau
       else
         S::store(out + i + u * S::lanes, value);
     }
+  }
   for (; i < n; i += S::lanes) {
     if (n - i < S::lanes)
       S::store_first(out + i, project(S::load_first(w + i, n - i), 0), n - i);
@@ -94,8 +97,9 @@ void fill_row(T* out, std::int64_t n, T value) {
 }
 
 // Returns the row's threshold and, unless out is null, writes its projection.
-template <class T>
-double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> parts, T* out, bool streaming) {
+template <class T, class Fetch>
+double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> parts, T* out, bool streaming,
+                   Fetch& fetch) {
   for (;;) {
     if (c.tau == 0.0) {
       if (out && out != row.w) __builtin_memcpy(out, row.w, std::size_t(row.n) * sizeof(T));
@@ -110,8 +114,8 @@ double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> part
     const bool written = out && out != row.w && !settling;
     std::int64_t count = c.count;
     if (written)
-      count = streaming ? write_row<true>(row.w, out, row.n, parts)
-                        : write_row<false>(row.w, out, row.n, parts);
+      count = streaming ? write_row<true>(row.w, out, row.n, parts, fetch)
+                        : write_row<false>(row.w, out, row.n, parts, fetch);
     else if (!c.final)
       count = row_count(row.w, row.n, parts.level);
     if (!c.final && count != c.count) {
@@ -125,22 +129,21 @@ double project_row(const RowProblem<T>& row, Candidate c, SplitThreshold<T> part
       }
     }
     const double tau = settling ? settle(row, c.tau) : c.tau;
-    if (out && !written) write_row<false>(row.w, out, row.n, split(tau, T()));
+    if (out && !written) write_row<false>(row.w, out, row.n, split(tau, T()), fetch);
     return tau;
   }
 }
 
 // Projects the rows of a matrix, or of parts of it that follow one another; what it learns of them changes
 // the time and no result.
-template <class T>
+template <class T, class Fetch = FetchHalves>
 class RowProjector {
  public:
-  // `fetching` asks for the next rows ahead of time.
-  RowProjector(std::int64_t cols, double radius, bool fetching)
+  RowProjector(std::int64_t cols, double radius, Fetch fetch)
       : cols_(cols),
         radius_(radius),
         at_once_(rows_bytes / (cols * std::int64_t(sizeof(T)) + 1)),
-        fetching_(fetching) {
+        fetch_(fetch) {
     if (at_once_ < 1) at_once_ = 1;
     if (at_once_ > max_rows_at_once) at_once_ = max_rows_at_once;
   }
@@ -157,13 +160,15 @@ class RowProjector {
       RowProblem<T> row[max_rows_at_once];
       Candidate c[max_rows_at_once];
       for (int i = 0; i < rows; ++i) row[i] = {weight + (first + i) * cols_, cols_, radius_};
-      RowBlock<T>(row, rows, typical_, fetching_).first_candidates(warm ? warm + first : nullptr, c);
+      fetch_.start(row[0].w, cols_, rows);
+      RowBlock<T, Fetch>(row, rows, typical_, fetch_).first_candidates(warm ? warm + first : nullptr, c);
       SplitThreshold<T> parts[max_rows_at_once];
       for (int i = 0; i < rows; ++i) parts[i] = split(c[i].tau, T());
       for (int i = 0; i < rows; ++i) {
         T* const to = out ? out + (first + i) * cols_ : nullptr;
-        threshold[first + i] = project_row(row[i], c[i], parts[i], to, streaming);
+        threshold[first + i] = project_row(row[i], c[i], parts[i], to, streaming, fetch_);
       }
+      fetch_.rest();
     }
   }
 
@@ -171,7 +176,8 @@ class RowProjector {
   std::int64_t cols_;
   double radius_;
   std::int64_t at_once_;
-  bool fetching_, alone_ = true;
+  Fetch fetch_;
+  bool alone_ = true;
   TypicalRow typical_;
 };
 

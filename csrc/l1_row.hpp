@@ -1,20 +1,29 @@
 // Passes over one row of weights.
 #pragma once
 
+#include "l1_fetch.hpp"
 #include "lanes.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 
-// Applies body(vector, first element) to the row; a last partial vector is padded with zeros.
-template <int unroll, class T, class Body>
-LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body) {
+// Applies body(vector, its place in `unroll`) to the row, and line() between; a last partial vector is padded
+// with zeros.
+template <int unroll, class T, class Body, class Line>
+LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body, Line&& line) {
   using S = Simd<T>;
   std::int64_t i = 0;
-  for (; i + unroll * S::lanes <= n; i += unroll * S::lanes)
+  for (; i + unroll * S::lanes <= n; i += unroll * S::lanes) {
+    line();
 #pragma GCC unroll 4
     for (int u = 0; u < unroll; ++u) body(S::load(w + i + u * S::lanes), u);
+  }
   for (; i + S::lanes <= n; i += S::lanes) body(S::load(w + i), 0);
   if (i < n) body(S::load_first(w + i, n - i), 0);
+}
+
+template <int unroll, class T, class Body>
+LIPVAE_INLINE void for_each_vector(const T* w, std::int64_t n, Body&& body) {
+  for_each_vector<unroll>(w, n, body, [] {});
 }
 
 // Applies body(vector, its place among the vectors of 16 elements) to the row, likewise padded. The place is a
@@ -42,15 +51,16 @@ struct Norms {
 };
 
 // max is 0 unless asked for.
-template <bool with_max = true, class T>
-LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n) {
+template <bool with_max, class T, class Fetch>
+LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n, Fetch& fetch) {
   using S = Simd<T>;
   typename S::V sum[4] = {}, max[4] = {};
-  for_each_vector<4>(w, n, [&](typename S::V v, int u) {
+  auto add = [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
     sum[u] += a;
     if constexpr (with_max) max[u] = S::max(a, max[u]);
-  });
+  };
+  for_each_vector<4>(w, n, add, [&] { fetch.line(); });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])),
           with_max ? max_lanes<T>(S::max(S::max(max[0], max[1]), S::max(max[2], max[3]))) : T(0)};
 }
@@ -63,18 +73,19 @@ struct Excess {
 
 // The differences |w| - t are exact near t, so the sum keeps its digits where radius << max |w|. It is a
 // NaN if the row holds one.
-template <class T>
-LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t) {
+template <class T, class Fetch>
+LIPVAE_INLINE Excess<T> row_excess(const T* w, std::int64_t n, T t, Fetch& fetch) {
   using S = Simd<T>;
   typename S::V sum[4] = {};
   typename S::I count[2] = {};
   const typename S::V level = S::splat(t);
-  for_each_vector<4>(w, n, [&](typename S::V v, int u) {
+  auto add = [&](typename S::V v, int u) {
     const typename S::V a = S::abs(v);
     const typename S::Mask above = S::not_at_most(a, level);  // a NaN too
     sum[u] = S::add_where(above, sum[u], a - level);
     count[u & 1] = S::count_where(above, count[u & 1]);
-  });
+  };
+  for_each_vector<4>(w, n, add, [&] { fetch.line(); });
   return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])), count_lanes<T>(count[0] + count[1])};
 }
 
@@ -90,17 +101,19 @@ LIPVAE_INLINE std::int64_t row_count(const T* w, std::int64_t n, T t) {
 }
 
 // row_excess that also lists the magnitudes |w| > t, in order. active has room for n + 16.
-LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t, float* active) {
+template <class Fetch>
+LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t, float* active, Fetch& fetch) {
   using S = Simd<float>;
   S::V sum[2] = {};
   std::int64_t count = 0;
   const S::V level = S::splat(t);
-  for_each_vector<2>(w, n, [&](S::V v, int u) {
+  auto list = [&](S::V v, int u) {
     const S::V a = S::abs(v);
     const S::Mask above = S::greater(a, level);
     sum[u] = S::add_where(above, sum[u], a - level);
     count += store_compressed(active + count, a, above);
-  });
+  };
+  for_each_vector<2>(w, n, list, [&] { fetch.line(); });
   return {add_lanes<float>(sum[0] + sum[1]), count};
 }
 

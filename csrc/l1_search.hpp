@@ -68,12 +68,11 @@ constexpr std::int64_t min_listed = 64, max_listed = 8192;
 
 // The first candidates for the thresholds of at most max_rows_at_once rows of equal length, side by side
 // in memory.
-template <class T>
+template <class T, class Fetch>
 class RowBlock {
  public:
-  // `fetching` asks for the rows that follow as this block is worked on.
-  RowBlock(const RowProblem<T>* row, int rows, TypicalRow& typical, bool fetching)
-      : row_(row), rows_(rows), typical_(typical), fetching_(fetching) {}
+  RowBlock(const RowProblem<T>* row, int rows, TypicalRow& typical, Fetch& fetch)
+      : row_(row), rows_(rows), typical_(typical), fetch_(fetch) {}
 
   // 0 for a row inside the ball, NaN for one whose norm is not finite. warm, or null, holds guesses of
   // the thresholds.
@@ -81,7 +80,7 @@ class RowBlock {
     sort_out(warm);
     start_warm(warm);
     start_cold(c);
-    find_active_sets(open_, opens_);
+    find_active_sets(open_, opens_, fetch_);
     sum_active_sets(c);
     if (outside_ > 0 && begun_ == 0)
       typical_.learn_curve(row_[outside_row_[0]], search_[outside_row_[0]].f, c[outside_row_[0]].count);
@@ -108,8 +107,8 @@ class RowBlock {
     for (int i = 0; i < warms_; ++i) {
       Search<T>& s = search_[warm_row_[i]];
       s.t = T(warm[warm_row_[i]]);
-      s.f = row_excess(s.w, s.n, s.t);
-      fetch_ahead(warm_row_[i], 0);
+      s.f = row_excess(s.w, s.n, s.t, fetch_);
+      fetch_.half(warm_row_[i], 0);
     }
     for (int i = 0; i < warms_; ++i) {
       const int r = warm_row_[i];
@@ -133,8 +132,9 @@ class RowBlock {
     const bool sparse = typical_.sparse();
     for (int i = 0; i < colds_; ++i) {
       const int r = cold_row_[i];
-      norms_[r] = sparse ? row_norms<true>(row_[r].w, row_[r].n) : row_norms<false>(row_[r].w, row_[r].n);
-      fetch_ahead(r, 0);
+      norms_[r] = sparse ? row_norms<true>(row_[r].w, row_[r].n, fetch_)
+                         : row_norms<false>(row_[r].w, row_[r].n, fetch_);
+      fetch_.half(r, 0);
     }
     for (int i = 0; i < colds_; ++i) {
       const int r = cold_row_[i];
@@ -159,7 +159,7 @@ class RowBlock {
       if (!(t[i] > s.floor)) t[i] = s.floor;
       if constexpr (sizeof(T) == 4) {
         if (sparse && s.n >= min_listed && list + s.n <= list_ + max_listed) {
-          f[i] = row_compact(s.w, s.n, t[i], list);
+          f[i] = row_compact(s.w, s.n, t[i], list, fetch_);
           if (f[i].sum > s.radius) {
             s.w = list;
             s.n = f[i].count;
@@ -170,7 +170,7 @@ class RowBlock {
           continue;
         }
       }
-      f[i] = row_excess(s.w, s.n, t[i]);
+      f[i] = row_excess(s.w, s.n, t[i], fetch_);
     }
     for (int i = 0; i < begun_; ++i) {
       Search<T>& s = search_[begun_row_[i]];
@@ -192,7 +192,7 @@ class RowBlock {
       const Search<T>& s = search_[r];
       const double radius = row_[r].radius;
       sum[i] = active_sum(s.w, s.n, level[i], radius);
-      fetch_ahead(r, 1);
+      fetch_.half(r, 1);
       // Elements above the level are multiples of its last digit, so the sum of a list is exact, and its
       // order does not matter.
       const bool good = s.w == row_[r].w || (level[i] >= listed_from_[r] && sum[i].sum > radius &&
@@ -205,20 +205,10 @@ class RowBlock {
     }
   }
 
-  // Half of the row of the next block that takes the place of row r.
-  void fetch_ahead(int r, int half) {
-    if (!fetching_) return;
-    const std::uintptr_t bytes = std::uintptr_t(row_[r].n) * sizeof(T) / 2;
-    const std::uintptr_t row = reinterpret_cast<std::uintptr_t>(row_[r].w);
-    const std::uintptr_t begin = row + std::uintptr_t(2 * rows_ + half) * bytes;
-    for (std::uintptr_t offset = 0; offset < bytes; offset += 64)
-      __builtin_prefetch(reinterpret_cast<const void*>(begin + offset));
-  }
-
   const RowProblem<T>* row_;
   int rows_;
   TypicalRow& typical_;
-  bool fetching_;
+  Fetch& fetch_;
   Search<T> search_[max_rows_at_once];
   Norms<T> norms_[max_rows_at_once];
   int warm_row_[max_rows_at_once], cold_row_[max_rows_at_once];

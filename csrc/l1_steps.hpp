@@ -112,8 +112,8 @@ constexpr int max_rows_at_once = 8;
 // Guesses whose active sets are the right ones but for a few elements. Each step goes through all rows
 // before the next one begins: the sum over lanes and the divisions that end a pass over one row, a chain
 // of some 60 cycles, then run beside the pass over the next row.
-template <class T>
-void find_active_sets(Search<T>** open, int rows) {
+template <class T, class Fetch>
+void find_active_sets(Search<T>** open, int rows, Fetch& fetch) {
   for (int step = 0; step < 32 && rows > 0; ++step) {
     T to[max_rows_at_once];
     Excess<T> g[max_rows_at_once];
@@ -128,14 +128,14 @@ void find_active_sets(Search<T>** open, int rows) {
       open[left++] = &row;
     }
     rows = left;
-    for (int i = 0; i < rows; ++i) g[i] = row_excess(open[i]->w, open[i]->n, to[i]);
+    for (int i = 0; i < rows; ++i) g[i] = row_excess(open[i]->w, open[i]->n, to[i], fetch);
     left = 0;
     for (int i = 0; i < rows; ++i) {
       Search<T>& row = *open[i];
       if (g[i].count == 0) {
         if (to[i] == row.floor) continue;
         to[i] = row.floor;
-        g[i] = row_excess(row.w, row.n, to[i]);
+        g[i] = row_excess(row.w, row.n, to[i], fetch);
         if (g[i].count == 0) continue;
       }
       row.move(to[i], g[i]);

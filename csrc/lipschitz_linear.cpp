@@ -13,7 +13,7 @@ template <class T>
 bool seems_dense(const LipschitzLinear& a) {
   const T* weight = static_cast<const T*>(a.weight);
   const std::int64_t rows = a.columns < 2 ? a.columns : 2;
-  RowProjector<T>(a.inner, a.radius, false).project(weight, rows, a.warm, nullptr, a.threshold, false);
+  RowProjector<T>(a.inner, a.radius, FetchHalves(false)).project(weight, rows, a.warm, nullptr, a.threshold, false);
   bool dense = rows > 0;
   for (std::int64_t r = 0; r < rows; ++r) {
     const double tau = a.threshold[r];
@@ -33,7 +33,7 @@ bool list(const LipschitzLinear& a, const Entries<T>& to) {
   const bool fetching = double(columns) * double(inner) * sizeof(T) > fetched_bytes;
   bool fits = true;
   parallel_for(blocks, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
-    RowProjector<T> projector(inner, a.radius, fetching);
+    RowProjector<T> projector(inner, a.radius, FetchHalves(fetching));
     const std::int64_t last = end * block < columns ? end * block : columns;
     std::int64_t at = entries_places(begin * block, inner);
     for (std::int64_t c = begin * block; c < last;) {
@@ -131,7 +131,7 @@ void forward_beside(const LipschitzLinear& a) {
   });
   int next_part = 0;
   for_each_line<T>(columns, packed_bytes<T>(a, rows), a.threads, [&](std::int64_t begin, std::int64_t end) {
-    RowProjector<T> projector(inner, a.radius, false);
+    RowProjector<T> projector(inner, a.radius, FetchHalves(false));
     T* const projected = parts_begin + __atomic_fetch_add(&next_part, 1, __ATOMIC_RELAXED) * part_size;
     T* const product = projected + block * inner;
     for (std::int64_t c = begin; c < end; c += block) {
@@ -171,7 +171,7 @@ void forward_packed(const LipschitzLinear& a) {
   int next_part = 0;
   const bool fetching = double(columns) * double(inner) * sizeof(T) > fetched_bytes;
   parallel_for(count, packed_bytes<T>(a, first), a.threads, [&](std::int64_t begin, std::int64_t end) {
-    RowProjector<T> projector(inner, a.radius, fetching);
+    RowProjector<T> projector(inner, a.radius, FetchHalves(fetching));
     T* const projected = parts_begin + __atomic_fetch_add(&next_part, 1, __ATOMIC_RELAXED) * part_size;
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t column = p * P::width, left = columns - column;
