@@ -109,7 +109,7 @@ LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t,
   const S::V level = S::splat(t);
   auto list = [&](S::V v, int u) {
     const S::V a = S::abs(v);
-    const S::Mask above = S::greater(a, level);
+    const S::Mask above = S::not_at_most(a, level);
     sum[u] = S::add_where(above, sum[u], a - level);
     count += store_compressed(active + count, a, above);
   };

@@ -82,8 +82,11 @@ class RowBlock {
     start_cold(c);
     find_active_sets(open_, opens_, fetch_);
     sum_active_sets(c);
-    if (outside_ > 0 && begun_ == 0)
-      typical_.learn_curve(row_[outside_row_[0]], search_[outside_row_[0]].f, c[outside_row_[0]].count);
+    if (outside_ > 0) {
+      const int r = outside_row_[0];
+      if (begun_ == 0) typical_.learn_curve(row_[r], search_[r].f, c[r].count);
+      typical_.learn_threshold(c[r].tau);
+    }
     // Learning takes as long as a step, so once enough is known a row of the block has to do.
     const int taught = typical_.knows_enough() && begun_ > 1 ? 1 : begun_;
     for (int i = 0; i < taught; ++i) {
@@ -93,22 +96,27 @@ class RowBlock {
   }
 
  private:
-  // Rows with a guess worth a try, and the others. Rows near the ball's boundary need their norm.
+  // Rows with a guess worth a try, given or by the rows before, and the others. Rows near the ball's boundary need
+  // their norm.
   void sort_out(const double* warm) {
     for (int r = 0; r < rows_; ++r) {
       search_[r] = {row_[r].w, row_[r].n, T(row_[r].radius), T(0), T(0), {}};
-      const bool guessed = warm && typical_.trusts_guesses() && warm[r] < 1e300 &&
-                           warm[r] * double(row_[r].n) > 0.02 * row_[r].radius;
+      guess_[r] = warm ? warm[r] : double(typical_.threshold());
+      const bool guessed = typical_.trusts_guesses() && guess_[r] < 1e300 &&
+                           guess_[r] * double(row_[r].n) > 0.02 * row_[r].radius;
       (guessed ? warm_row_[warms_++] : cold_row_[colds_++]) = r;
     }
   }
 
+  // A guess by the rows before is below most thresholds if rows are sparse, and then worth a list.
   void start_warm(const double* warm) {
+    const bool listing = !warm && typical_.sparse();
     for (int i = 0; i < warms_; ++i) {
-      Search<T>& s = search_[warm_row_[i]];
-      s.t = T(warm[warm_row_[i]]);
-      s.f = row_excess(s.w, s.n, s.t, fetch_);
-      fetch_.half(warm_row_[i], 0);
+      const int r = warm_row_[i];
+      Search<T>& s = search_[r];
+      s.t = T(guess_[r]);
+      s.f = first_excess(r, s.t, listing);
+      fetch_.half(r, 0);
     }
     for (int i = 0; i < warms_; ++i) {
       const int r = warm_row_[i];
@@ -123,9 +131,31 @@ class RowBlock {
         outside_row_[outside_++] = r;
         open_[opens_++] = &s;
       } else {
+        s.w = row_[r].w;
+        s.n = row_[r].n;
         cold_row_[colds_++] = r;
       }
     }
+  }
+
+  // f of row r at t. If it is `listing` and t is below the root, what is above t is listed, and the search goes on
+  // in the list.
+  LIPVAE_INLINE Excess<T> first_excess(int r, T t, bool listing) {
+    Search<T>& s = search_[r];
+    if constexpr (sizeof(T) == 4) {
+      if (listing && s.n >= min_listed && listed_ + s.n <= list_ + max_listed) {
+        const Excess<T> f = row_compact(s.w, s.n, t, listed_, fetch_);
+        if (f.sum > s.radius) {
+          s.w = listed_;
+          s.n = f.count;
+          s.floor = t;
+          listed_from_[r] = t;
+          listed_ += s.n;
+        }
+        return f;
+      }
+    }
+    return row_excess(s.w, s.n, t, fetch_);
   }
 
   void start_cold(Candidate* c) {
@@ -151,26 +181,12 @@ class RowBlock {
     }
     T t[max_rows_at_once];
     Excess<T> f[max_rows_at_once];
-    T* list = list_;
     for (int i = 0; i < begun_; ++i) {
       const int r = begun_row_[i];
       Search<T>& s = search_[r];
       t[i] = typical_.start(row_[r], norms_[r].sum);
       if (!(t[i] > s.floor)) t[i] = s.floor;
-      if constexpr (sizeof(T) == 4) {
-        if (sparse && s.n >= min_listed && list + s.n <= list_ + max_listed) {
-          f[i] = row_compact(s.w, s.n, t[i], list, fetch_);
-          if (f[i].sum > s.radius) {
-            s.w = list;
-            s.n = f[i].count;
-            s.floor = t[i];
-            listed_from_[r] = t[i];
-            list += s.n;
-          }
-          continue;
-        }
-      }
-      f[i] = row_excess(s.w, s.n, t[i], fetch_);
+      f[i] = first_excess(r, t[i], sparse);
     }
     for (int i = 0; i < begun_; ++i) {
       Search<T>& s = search_[begun_row_[i]];
@@ -217,6 +233,8 @@ class RowBlock {
   Search<T>* open_[max_rows_at_once];
   T listed_from_[max_rows_at_once];
   T list_[sizeof(T) == 4 ? max_listed + 16 : 1];
+  T* listed_ = list_;
+  double guess_[max_rows_at_once];
 };
 
 }  // namespace lipvae::LIPVAE_ISA

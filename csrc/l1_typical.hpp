@@ -17,6 +17,10 @@ class TypicalRow {
   float curve() const { return curve_; }
   bool knows_curve() const { return rows_ > 0 || curves_ > 3; }
 
+  // A guess of the threshold of the next row, 0 before anything is known. Of sparse rows all but the last few are
+  // above it.
+  float threshold() const { return sparse() ? 0.9f * least_threshold_ : threshold_; }
+
   // A start for a row outside the ball: Newton's step from 0, which is a lower bound and exact at the
   // ball's boundary, and beyond it in proportion to what a box has there. That is right for rows whose
   // magnitudes are distributed alike but for scale. Of sparse rows all but the last few are above it.
@@ -39,6 +43,16 @@ class TypicalRow {
     share_ += rate * (float(count) / float(row.n) - share_);
     curve_ += rate * (fitted_curve(Excess<T>{norm, row.n}, Excess<T>{T(row.radius), count}, 0.5f) - curve_);
   }
+  // From the threshold of a row, found from a guess or not.
+  void learn_threshold(double tau) {
+    const float t = float(tau);
+    if (!(t > 0.0f && t < 1e30f)) return;
+    ++thresholds_;
+    const float rate = thresholds_ < 20 ? 1.0f / float(thresholds_) : 0.05f;
+    threshold_ += rate * (t - threshold_);
+    const bool least = thresholds_ == 1 || t < least_threshold_;
+    least_threshold_ = least ? t : least_threshold_ + 0.2f * rate * (t - least_threshold_);
+  }
   // From a row with f known near the root.
   template <class T>
   LIPVAE_INLINE void learn_curve(const RowProblem<T>& row, Excess<T> f, std::int64_t count) {
@@ -59,7 +73,8 @@ class TypicalRow {
 
   float mean_ = 0.8f, least_ = 0.8f;  // of the threshold beyond Newton's step, as a share of a box's
   float share_ = 0.0f, useless_ = 0.0f, curve_ = 0.5f;
-  int rows_ = 0, curves_ = 0;
+  float threshold_ = 0.0f, least_threshold_ = 0.0f;
+  int rows_ = 0, curves_ = 0, thresholds_ = 0;
 };
 
 }  // namespace lipvae::LIPVAE_ISA
