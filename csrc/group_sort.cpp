@@ -158,8 +158,9 @@ LIPVAE_INLINE void run_groups(const T* x, T* y, Bits* bits, int count) {
   }
 }
 
-// Part of one group whose elements are planes, `inner` apart in x and `stride` apart in y.
-template <class Pass, int g, class T, class Bits>
+// Part of one group whose elements are planes, `inner` apart in x and `stride` apart in y; `far` if y, too, has to
+// come from memory.
+template <class Pass, int g, bool far, class T, class Bits>
 LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, std::int64_t stride,
                               int count) {
   using S = Simd<T>;
@@ -171,6 +172,7 @@ LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, 
 #pragma GCC unroll 8
           for (int j = 0; j < g; ++j) {
             prefetch_ahead<vector_bytes>(x + j * inner + i);
+            if constexpr (far) prefetch_ahead<vector_bytes>(y + j * stride + i);
             e[j] = S::load(x + j * inner + i);
           }
         },
@@ -255,6 +257,7 @@ void run(const Layout& a) {
   const bool buffered = vector_bytes == 64 && split_stores_are_slow() && a.inner % line != 0 && a.inner >= line &&
                         g * padded * sizeof(T) <= buffer_bytes;
   const std::int64_t plane_stride = buffered ? padded : a.inner;
+  const bool far = !buffered && streams(y, bytes, 1);
   parallel_for(rows, 2.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     alignas(64) T buffer[buffer_bytes / sizeof(T)];
     const T* from = x + begin * groups * g * a.inner;
@@ -267,7 +270,10 @@ void run(const Layout& a) {
           const int count = int(left < BitBuffer::capacity ? left : BitBuffer::capacity);
           row_bits.with(group * a.inner + first, count, [&](auto* bits) {
             T* const y_part = (buffered ? buffer : to) + first;
-            run_planes<Pass, g>(from + first, y_part, bits, a.inner, plane_stride, count);
+            if (far)
+              run_planes<Pass, g, true>(from + first, y_part, bits, a.inner, plane_stride, count);
+            else
+              run_planes<Pass, g, false>(from + first, y_part, bits, a.inner, plane_stride, count);
           });
         }
         if (buffered)
