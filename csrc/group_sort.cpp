@@ -129,17 +129,15 @@ template <class Pass, int g, bool streaming, class T, class Bits>
 LIPVAE_INLINE void run_groups(const T* x, T* y, Bits* bits, int count) {
   using V = typename Simd<T>::V;
   constexpr int lanes = Simd<T>::lanes;
-#if defined(__AVX512F__)
-  if constexpr (g == 2 && Pass::reads_code) return unsort_pairs<streaming>(x, y, count, *bits);
-  if constexpr (g == 2 && Pass::writes_code) {
+  if constexpr (g == 2 && Pass::reads_code && has_unsort_pairs) {
+    unsort_pairs<streaming>(x, y, count, *bits);
+  } else if constexpr (g == 2 && Pass::writes_code && has_sort_pairs) {
     auto writer = *bits;  // whose members would be read again after every store of bytes
     sort_pairs<streaming>(x, y, count, [&](std::uint64_t word, int pairs) { writer.put(word, pairs); });
     *bits = writer;
-    return;
-  }
-  if constexpr (g == 2) return sort_pairs<streaming>(x, y, count, [](std::uint64_t, int) {});
-#endif
-  if (count >= lanes) {
+  } else if constexpr (g == 2 && has_sort_pairs) {
+    sort_pairs<streaming>(x, y, count, [](std::uint64_t, int) {});
+  } else if (count >= lanes) {
     // Out of line, these would pass the vectors through memory.
     run_vectors<Pass, g, T>(
         bits, count, count,
@@ -229,7 +227,7 @@ void run(const Layout& a) {
     constexpr std::int64_t chunk = BitBuffer::capacity;
     const std::int64_t chunks = (groups + chunk - 1) / chunk;
     const bool streaming =
-        x != y && streams(y, bytes, streamed_bytes) && groups * g * sizeof(T) % streamed_bytes == 0;
+        x != y && streams(y, bytes, vector_bytes) && groups * g * sizeof(T) % vector_bytes == 0;
     parallel_for(rows * chunks, 2.0 * bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t row = i / chunks, first = i % chunks * chunk;

@@ -225,9 +225,6 @@ LIPVAE_INLINE void exchange_halves(typename Simd<T>::V* e) {
   }
 }
 
-// Which vectors a streaming store may write: whole lines.
-constexpr int streamed_bytes = vector_bytes;
-
 // Shuffles inside 16-byte blocks go to more ports of a Zen 5 than others, and are no worse on a Xeon.
 template <int g, class T>
 LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
@@ -262,8 +259,6 @@ LIPVAE_INLINE void store_groups(T* p, typename Simd<T>::V* e) {
   }
 }
 #else
-constexpr int streamed_bytes = 16;
-
 template <int g, class T>
 LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
   constexpr int b = Simd<T>::block_lanes;

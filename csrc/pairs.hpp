@@ -1,35 +1,82 @@
-// GroupSort of pairs side by side, where masks are registers: vectors stay as memory has them, and a pair is
-// two lanes of one vector.
+// GroupSort of pairs side by side, where vectors stay as memory has them and a pair is two lanes of one vector: with
+// AVX-512, and its backward pass with AVX2.
 #pragma once
 
 #include "group_code.hpp"
 
-#if defined(__AVX512F__)
 namespace lipvae::LIPVAE_ISA {
 
+#if defined(__AVX512F__)
+constexpr bool has_sort_pairs = true, has_unsort_pairs = true;
+#elif defined(__AVX2__)
+constexpr bool has_sort_pairs = false, has_unsort_pairs = true;
+#else
+constexpr bool has_sort_pairs = false, has_unsort_pairs = false;
+#endif
+
+// Sorts `count` pairs; y may be x. write(bits, pairs) receives the bits of so many.
+template <bool streaming, class T, class Write>
+void sort_pairs(const T* x, T* y, int count, Write&& write);
+// Swaps pair i where its bit is set, with which bits.word(i) begins; y may be x.
+template <bool streaming, class T, class Bits>
+void unsort_pairs(const T* x, T* y, int count, const Bits& bits);
+
+#if defined(__AVX2__)
 constexpr int pairs_at_once = 32;  // their bits, each twice, are a word
 constexpr std::uint64_t first_of_pairs = 0x5555555555555555u;
 
-// v with the two elements of each pair swapped, in the lanes of the mask.
+// v with the elements of each pair swapped.
 template <class T>
-LIPVAE_INLINE typename Simd<T>::V swap_pairs(std::uint64_t mask, typename Simd<T>::V v) {
+LIPVAE_INLINE typename Simd<T>::V swap_pairs(typename Simd<T>::V v) {
   using V = typename Simd<T>::V;
+#if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4)
-    return (V)_mm512_mask_permute_ps((__m512)v, __mmask16(mask), (__m512)v, 0xb1);
+    return (V)_mm512_permute_ps((__m512)v, 0xb1);
   else
-    return (V)_mm512_mask_permute_pd((__m512d)v, __mmask8(mask), (__m512d)v, 0x55);
+    return (V)_mm512_permute_pd((__m512d)v, 0x55);
+#else
+  if constexpr (sizeof(T) == 4)
+    return (V)_mm256_permute_ps((__m256)v, 0xb1);
+  else
+    return (V)_mm256_permute_pd((__m256d)v, 0x5);
+#endif
 }
 
-// The larger of a and b in the second lane of each pair, v in the first; b where either is NaN.
+// Bits of pairs_at_once pairs as the lanes of vectors that they swap.
 template <class T>
-LIPVAE_INLINE typename Simd<T>::V max_of_second(typename Simd<T>::V v, typename Simd<T>::V a,
-                                                typename Simd<T>::V b) {
-  using V = typename Simd<T>::V;
-  if constexpr (sizeof(T) == 4)
-    return (V)_mm512_mask_max_ps((__m512)v, __mmask16(~first_of_pairs), (__m512)a, (__m512)b);
-  else
-    return (V)_mm512_mask_max_pd((__m512d)v, __mmask8(~first_of_pairs), (__m512d)a, (__m512d)b);
-}
+class PairSwaps {
+  using S = Simd<T>;
+  using V = typename S::V;
+
+ public:
+#if defined(__AVX512F__)
+  LIPVAE_INLINE explicit PairSwaps(std::uint64_t bits) : doubled_(3 * _pdep_u64(bits, first_of_pairs)) {}
+  LIPVAE_INLINE V apply(V v, int place) const {
+    const std::uint64_t lanes = doubled_ >> place * S::lanes;
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm512_mask_permute_ps((__m512)v, __mmask16(lanes), (__m512)v, 0xb1);
+    else
+      return (V)_mm512_mask_permute_pd((__m512d)v, __mmask8(lanes), (__m512d)v, 0x55);
+  }
+
+ private:
+  std::uint64_t doubled_;
+#else
+  LIPVAE_INLINE explicit PairSwaps(std::uint64_t bits) : bits_(bits) {}
+  LIPVAE_INLINE V apply(V v, int place) const {
+    // The blend reads sign bits only, so each lane shifts its pair's bit there.
+    const typename S::I bits = S::splat_int(typename S::Int(bits_ >> place * S::lanes / 2));
+    const typename S::I mask = bits << (S::splat_int(8 * int(sizeof(T)) - 1) - (S::iota() >> 1));
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm256_blendv_ps((__m256)v, (__m256)swap_pairs<T>(v), (__m256)mask);
+    else
+      return (V)_mm256_blendv_pd((__m256d)v, (__m256d)swap_pairs<T>(v), (__m256d)mask);
+  }
+
+ private:
+  std::uint64_t bits_;
+#endif
+};
 
 // to = body(from, its place) of the vectors of up to pairs_at_once pairs, and asks for what comes `ahead` bytes
 // after them.
@@ -38,7 +85,7 @@ LIPVAE_INLINE void for_each_vector_of_pairs(const T* from, T* to, int pairs, Bod
   using S = Simd<T>;
   constexpr int vectors = 2 * pairs_at_once / S::lanes;
   if (pairs == pairs_at_once) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
       if constexpr (ahead > 0) prefetch_ahead<vector_bytes, ahead>(from + v * S::lanes);
       const typename S::V result = body(S::load(from + v * S::lanes), v);
@@ -60,7 +107,19 @@ LIPVAE_INLINE void for_each_vector_of_pairs(const T* from, T* to, int pairs, Bod
   }
 }
 
-// Sorts `count` pairs; y may be x. write(bits, pairs) receives the bits of so many.
+#if defined(__AVX512F__)
+// Each pair of v in order, given v with its pairs swapped. The first lane takes the smaller and the second the
+// larger; both keep theirs where one is NaN.
+template <class T>
+LIPVAE_INLINE typename Simd<T>::V sorted_pairs(typename Simd<T>::V v, typename Simd<T>::V swapped) {
+  using V = typename Simd<T>::V;
+  const V smaller = Simd<T>::min(swapped, v);
+  if constexpr (sizeof(T) == 4)
+    return (V)_mm512_mask_max_ps((__m512)smaller, __mmask16(~first_of_pairs), (__m512)swapped, (__m512)v);
+  else
+    return (V)_mm512_mask_max_pd((__m512d)smaller, __mmask8(~first_of_pairs), (__m512d)swapped, (__m512d)v);
+}
+
 template <bool streaming, class T, class Write>
 LIPVAE_INLINE void sort_pairs(const T* x, T* y, int count, Write&& write) {
   using S = Simd<T>;
@@ -68,9 +127,9 @@ LIPVAE_INLINE void sort_pairs(const T* x, T* y, int count, Write&& write) {
   auto sort = [&](int i, int pairs) __attribute__((always_inline)) {
     std::uint64_t doubled = 0;
     for_each_vector_of_pairs<streaming, streaming ? 4096 : 1024>(x + 2 * i, y + 2 * i, pairs, [&](V v, int place) {
-      const V other = swap_pairs<T>(~std::uint64_t(0), v);
-      doubled |= std::uint64_t(S::movemask(S::greater(v, other))) << place * S::lanes;
-      return max_of_second<T>(S::min(other, v), other, v);
+      const V swapped = swap_pairs<T>(v);
+      doubled |= std::uint64_t(S::movemask(S::greater(v, swapped))) << place * S::lanes;
+      return sorted_pairs<T>(v, swapped);
     });
     return _pext_u64(doubled, first_of_pairs);
   };
@@ -84,15 +143,15 @@ LIPVAE_INLINE void sort_pairs(const T* x, T* y, int count, Write&& write) {
     write(sort(i, pairs), pairs);
   }
 }
+#endif
 
-// And back: bits.word(i) begins with the bit of pair i.
 template <bool streaming, class T, class Bits>
 LIPVAE_INLINE void unsort_pairs(const T* x, T* y, int count, const Bits& bits) {
   using V = typename Simd<T>::V;
   auto unsort = [&](int i, int pairs) __attribute__((always_inline)) {
-    const std::uint64_t doubled = 3 * _pdep_u64(bits.word(i), first_of_pairs);
+    const PairSwaps<T> swaps(bits.word(i));
     for_each_vector_of_pairs<streaming, streaming ? 4096 : 0>(x + 2 * i, y + 2 * i, pairs, [&](V v, int place) {
-      return swap_pairs<T>(doubled >> place * Simd<T>::lanes, v);
+      return swaps.apply(v, place);
     });
   };
   int i = 0;
@@ -100,5 +159,6 @@ LIPVAE_INLINE void unsort_pairs(const T* x, T* y, int count, const Bits& bits) {
   if (i < count) unsort(i, count - i);
 }
 
-}  // namespace lipvae::LIPVAE_ISA
 #endif
+
+}  // namespace lipvae::LIPVAE_ISA
