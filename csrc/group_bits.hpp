@@ -99,6 +99,11 @@ class BitWriter {
   LIPVAE_INLINE explicit BitWriter(std::uint8_t* code) : p_(code) {}
   // Up to 64 bits; those of `bits` beyond count are 0.
   LIPVAE_INLINE void put(std::uint64_t bits, int count) {
+    if (filled_ == 0 && count == 64) {
+      __builtin_memcpy(p_, &bits, 8);
+      p_ += 8;
+      return;
+    }
     word_ |= bits << filled_;
     if (filled_ + count >= 64) {
       __builtin_memcpy(p_, &word_, 8);
