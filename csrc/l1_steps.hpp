@@ -73,13 +73,13 @@ struct Search {
   // Whether the next step finds the active set, very likely.
   LIPVAE_INLINE bool last_step() {
     const float gap = float((f.sum - radius) / f.sum), size = gap < 0.0f ? -gap : gap;
-    if (!(size < 0.5f)) return false;
     // Elements between t and the root, and by how many the step misses: p is not quite right, and
     // elements lie at random.
     const float between = (1.0f - p) * size * float(f.count);
     const float by_curve = (fitted ? 0.05f : 0.25f) * size;
     const float by_chance = 0.5f * __builtin_sqrtf(between) / float(f.count);
-    if (!(between * (by_curve + by_chance) < 0.3f)) return false;
+    // Each is a coin toss, and so are both, but that is one branch.
+    if (!(int(size < 0.5f) & int(between * (by_curve + by_chance) < 0.3f))) return false;
     const T to = short_step(t, f, radius, p);
     guess = double(to > floor ? to : floor);
     return true;

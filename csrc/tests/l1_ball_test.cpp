@@ -118,8 +118,26 @@ void check_mixed(const KernelTable& kernels, std::int64_t cols, double radius) {
   generator() = draws;
 }
 
+// So large that rows are asked for a line at a time.
+template <class T>
+void check_distant(const KernelTable& kernels) {
+  const std::int64_t cols = 4099, rows = (33 << 20) / std::int64_t(sizeof(T)) / cols + 1;
+  const std::string name = describe<T>(kernels, "l1_ball, distant rows", rows, cols);
+  const Buffer<T> weight = normals<T>(rows * cols);
+  Buffer<T> out(rows * cols), alone(cols);
+  Buffer<double> threshold(rows), apart(1);
+  kernels.l1_ball({weight.data(), rows, cols, 2.0, nullptr, out.data(), threshold.data(), dtype<T>, 2});
+  for (std::int64_t i = 0; i < rows; i += 13) {
+    kernels.l1_ball(
+        {weight.data() + i * cols, 1, cols, 2.0, nullptr, alone.data(), apart.data(), dtype<T>, 1});
+    const bool same = std::memcmp(alone.data(), out.data() + i * cols, alone.bytes()) == 0;
+    expect(same && apart[0] == threshold[i], name);
+  }
+}
+
 template <class T>
 void check_all(const KernelTable& kernels) {
+  check_distant<T>(kernels);
   for (std::int64_t cols : {1, 7, 40, 64, 200, 288, 1000, 3000, 5000})
     for (double radius : {1e-6, 1.0, 20.0}) check_mixed<T>(kernels, cols, radius);
   for (std::int64_t cols : {1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 64, 65, 100, 129, 288, 784, 1500})
