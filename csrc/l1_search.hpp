@@ -85,8 +85,7 @@ class RowBlock {
     if (outside_ > 0) {
       const int r = outside_row_[0];
       if (begun_ == 0) typical_.learn_curve(row_[r], search_[r].f, c[r].count);
-      for (int i = 0; i < (typical_.knows_thresholds() ? 1 : outside_); ++i)
-        typical_.learn_threshold(c[outside_row_[i]].tau);
+      typical_.learn_threshold(c[r].tau);
     }
     // Learning takes as long as a step, so once enough is known a row of the block has to do.
     const int taught = typical_.knows_enough() && begun_ > 1 ? 1 : begun_;

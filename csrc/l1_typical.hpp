@@ -17,13 +17,9 @@ class TypicalRow {
   float curve() const { return curve_; }
   bool knows_curve() const { return rows_ > 0 || curves_ > 3; }
 
-  bool knows_thresholds() const { return thresholds_ >= 8; }
-  // A guess of the threshold of the next row, 0 before enough is known. Of sparse rows all but the last few are
-  // above it, and these differ more.
-  float threshold() const {
-    if (sparse()) return knows_thresholds() ? 0.9f * least_threshold_ : 0.0f;
-    return threshold_;
-  }
+  // A guess of the threshold of the next row, 0 before anything is known. Of sparse rows, which differ more, nearly
+  // all are above it.
+  float threshold() const { return sparse() ? 0.75f * least_threshold_ : threshold_; }
 
   // A start for a row outside the ball: Newton's step from 0, which is a lower bound and exact at the
   // ball's boundary, and beyond it in proportion to what a box has there. That is right for rows whose
