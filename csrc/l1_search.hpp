@@ -124,7 +124,9 @@ class RowBlock {
       // The norm need not be known: candidate() finds out that it is above the radius, or computes it.
       const bool useful = s.f.count > 0 && s.f.sum < T(__builtin_inf()) &&
                           s.t + (s.f.sum - s.radius) / T(s.f.count) > T(0);
-      typical_.learn_of_guess(useful);
+      // Far below the root one by other rows costs as many steps as it saves.
+      const bool near = warm || s.f.sum < T(listing ? 8 : 3) * s.radius;
+      typical_.learn_of_guess(useful && near);
       if (useful) {
         s.p = typical_.curve();
         s.fitted = typical_.knows_curve();
