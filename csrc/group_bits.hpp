@@ -112,12 +112,6 @@ class BitWriter {
     }
     filled_ = (filled_ + count) & 63;
   }
-  // Whether the next bit is the first of its byte, and 64 bits from there on.
-  LIPVAE_INLINE bool at_byte() const { return filled_ == 0; }
-  LIPVAE_INLINE void put_word(std::uint64_t bits) {
-    __builtin_memcpy(p_, &bits, 8);
-    p_ += 8;
-  }
   // Writes the bits that are left; the rest of the last byte becomes 0.
   LIPVAE_INLINE void finish() { store_bytes(p_, word_, (filled_ + 7) / 8); }
 

@@ -225,7 +225,7 @@ LIPVAE_INLINE void exchange_halves(typename Simd<T>::V* e) {
   }
 }
 
-// Shuffles inside 16-byte blocks go to more ports of a Zen 5 than others, and are no worse on a Xeon.
+// On a Zen 5 shuffles inside 16-byte blocks go to four ports, others to two.
 template <int g, class T>
 LIPVAE_INLINE void load_groups(const T* p, typename Simd<T>::V* e) {
   using S = Simd<T>;

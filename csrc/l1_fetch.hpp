@@ -1,5 +1,6 @@
-// How the search asks for the rows that come next while it works on those before. Both are told of passes:
-// line() with every few vectors of one, half(r) after the first and the last over row r of those worked on.
+// How the search asks for the rows that come next while it works on those before, which start() names; past the
+// end of the matrix it asks in vain. Both are told of passes: line() with every few vectors of one, half(r, 0) and
+// half(r, 1) after the first and the last over row r of those worked on, rest() at their end.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,9 @@ class FetchHalves {
   explicit FetchHalves(bool wanted) : wanted_(wanted) {}
   template <class T>
   void start(const T* rows, std::int64_t cols, int count) {
-    begin_ = reinterpret_cast<std::uintptr_t>(rows + count * cols);
-    half_ = std::uintptr_t(cols) * sizeof(T) / 2;
+    const std::uintptr_t bytes = std::uintptr_t(cols) * sizeof(T);
+    begin_ = reinterpret_cast<std::uintptr_t>(rows) + std::uintptr_t(count) * bytes;
+    half_ = bytes / 2;
   }
   void half(int row, int which) const {
     if (!wanted_) return;
@@ -36,8 +38,9 @@ class FetchLines {
  public:
   template <class T>
   void start(const T* rows, std::int64_t cols, int count) {
-    at_ = reinterpret_cast<std::uintptr_t>(rows + count * cols);
-    end_ = reinterpret_cast<std::uintptr_t>(rows + 2 * count * cols);
+    const std::uintptr_t bytes = std::uintptr_t(count) * std::uintptr_t(cols) * sizeof(T);
+    at_ = reinterpret_cast<std::uintptr_t>(rows) + bytes;
+    end_ = at_ + bytes;
   }
   void half(int, int) const {}
   LIPVAE_INLINE void line() {
