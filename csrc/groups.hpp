@@ -87,12 +87,7 @@ LIPVAE_INLINE void store_blocks(T* p, std::int64_t stride, typename Simd<T>::V v
       _mm_storeu_si128(address, block);
   };
 #endif
-#if defined(__AVX512F__)
-  store(0, _mm512_castsi512_si128((__m512i)v));
-  store(1, _mm512_extracti32x4_epi32((__m512i)v, 1));
-  store(2, _mm512_extracti32x4_epi32((__m512i)v, 2));
-  store(3, _mm512_extracti32x4_epi32((__m512i)v, 3));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   store(0, _mm256_castsi256_si128((__m256i)v));
   store(1, _mm256_extracti128_si256((__m256i)v, 1));
 #elif defined(__SSE2__)

@@ -78,7 +78,7 @@ class RowBlock {
   // the thresholds.
   void first_candidates(const double* warm, Candidate* c) {
     sort_out(warm);
-    start_warm(warm);
+    start_warm(warm != nullptr);
     start_cold(c);
     find_active_sets(open_, opens_, fetch_);
     sum_active_sets(c);
@@ -109,8 +109,8 @@ class RowBlock {
   }
 
   // A guess by the rows before is below most thresholds if rows are sparse, and then worth a list.
-  void start_warm(const double* warm) {
-    const bool listing = !warm && typical_.sparse();
+  void start_warm(bool given) {
+    const bool listing = !given && typical_.sparse();
     for (int i = 0; i < warms_; ++i) {
       const int r = warm_row_[i];
       Search<T>& s = search_[r];
@@ -125,7 +125,7 @@ class RowBlock {
       const bool useful = s.f.count > 0 && s.f.sum < T(__builtin_inf()) &&
                           s.t + (s.f.sum - s.radius) / T(s.f.count) > T(0);
       // Far below the root one by other rows costs as many steps as it saves.
-      const bool near = warm || s.f.sum < T(listing ? 8 : 3) * s.radius;
+      const bool near = given || s.f.sum < T(listing ? 8 : 3) * s.radius;
       typical_.learn_of_guess(useful && near);
       if (useful) {
         s.p = typical_.curve();

@@ -126,7 +126,8 @@ LIPVAE_INLINE void sort_pairs(const T* x, T* y, int count, Write&& write) {
   using V = typename S::V;
   auto sort = [&](int i, int pairs) __attribute__((always_inline)) {
     std::uint64_t doubled = 0;
-    for_each_vector_of_pairs<streaming, streaming ? 4096 : 1024>(x + 2 * i, y + 2 * i, pairs, [&](V v, int place) {
+    constexpr int ahead = streaming ? memory_ahead : 1024;
+    for_each_vector_of_pairs<streaming, ahead>(x + 2 * i, y + 2 * i, pairs, [&](V v, int place) {
       const V swapped = swap_pairs<T>(v);
       doubled |= std::uint64_t(S::movemask(S::greater(v, swapped))) << place * S::lanes;
       return sorted_pairs<T>(v, swapped);
@@ -150,7 +151,8 @@ LIPVAE_INLINE void unsort_pairs(const T* x, T* y, int count, const Bits& bits) {
   using V = typename Simd<T>::V;
   auto unsort = [&](int i, int pairs) __attribute__((always_inline)) {
     const PairSwaps<T> swaps(bits.word(i));
-    for_each_vector_of_pairs<streaming, streaming ? 4096 : 0>(x + 2 * i, y + 2 * i, pairs, [&](V v, int place) {
+    constexpr int ahead = streaming ? memory_ahead : 0;
+    for_each_vector_of_pairs<streaming, ahead>(x + 2 * i, y + 2 * i, pairs, [&](V v, int place) {
       return swaps.apply(v, place);
     });
   };

@@ -381,10 +381,12 @@ LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::Mask
 #endif
 }
 
+constexpr int memory_ahead = 4096;  // bytes, for what comes from memory
+
 // Asks for the lines that come `distance` after the next `bytes`. The arithmetic of a line fills the
 // window in which a core looks ahead, so without this each line's latency shows. Past the end of the
 // data it asks in vain, without a fault.
-template <int bytes, int distance = 4096>
+template <int bytes, int distance = memory_ahead>
 LIPVAE_INLINE void prefetch_ahead(const void* p) {
   constexpr int line = 64;
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
