@@ -45,24 +45,12 @@ LIPVAE_INLINE void for_each_sixteen(const T* w, std::int64_t n, Body&& body) {
     }
 }
 
-template <class T>
-struct Norms {
-  T sum, max;
-};
-
-// max is 0 unless asked for.
-template <bool with_max, class T, class Fetch>
-LIPVAE_INLINE Norms<T> row_norms(const T* w, std::int64_t n, Fetch& fetch) {
+template <class T, class Fetch>
+LIPVAE_INLINE T row_norm(const T* w, std::int64_t n, Fetch& fetch) {
   using S = Simd<T>;
-  typename S::V sum[4] = {}, max[4] = {};
-  auto add = [&](typename S::V v, int u) {
-    const typename S::V a = S::abs(v);
-    sum[u] += a;
-    if constexpr (with_max) max[u] = S::max(a, max[u]);
-  };
-  for_each_vector<4>(w, n, add, [&] { fetch.line(); });
-  return {add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])),
-          with_max ? max_lanes<T>(S::max(S::max(max[0], max[1]), S::max(max[2], max[3]))) : T(0)};
+  typename S::V sum[4] = {};
+  for_each_vector<4>(w, n, [&](typename S::V v, int u) { sum[u] += S::abs(v); }, [&] { fetch.line(); });
+  return add_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 template <class T>
@@ -98,23 +86,6 @@ LIPVAE_INLINE std::int64_t row_count(const T* w, std::int64_t n, T t) {
     count[u] = S::count_where(S::greater(S::abs(v), level), count[u]);
   });
   return count_lanes<T>((count[0] + count[1]) + (count[2] + count[3]));
-}
-
-// row_excess that also lists the magnitudes |w| > t, in order. active has room for n + 16.
-template <class Fetch>
-LIPVAE_INLINE Excess<float> row_compact(const float* w, std::int64_t n, float t, float* active, Fetch& fetch) {
-  using S = Simd<float>;
-  S::V sum[2] = {};
-  std::int64_t count = 0;
-  const S::V level = S::splat(t);
-  auto list = [&](S::V v, int u) {
-    const S::V a = S::abs(v);
-    const S::Mask above = S::not_at_most(a, level);
-    sum[u] = S::add_where(above, sum[u], a - level);
-    count += store_compressed(active + count, a, above);
-  };
-  for_each_vector<2>(w, n, list, [&] { fetch.line(); });
-  return {add_lanes<float>(sum[0] + sum[1]), count};
 }
 
 // The sum of n vectors: the upper half on the lower, and so on.

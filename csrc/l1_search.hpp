@@ -4,7 +4,10 @@
 // a function of A alone: where the search started does not show in the result.
 #pragma once
 
+#include <limits>
+
 #include "l1_steps.hpp"
+#include "l1_tops.hpp"
 #include "l1_typical.hpp"
 
 namespace lipvae::LIPVAE_ISA {
@@ -63,9 +66,6 @@ bool decided_by_norm(const RowProblem<T>& row, T norm, Candidate& c) {
   return true;
 }
 
-// Rows of at least this length may have their large elements listed, and later passes read the list.
-constexpr std::int64_t min_listed = 64, max_listed = 8192;
-
 // The first candidates for the thresholds of at most max_rows_at_once rows of equal length, side by side
 // in memory.
 template <class T, class Fetch>
@@ -77,25 +77,70 @@ class RowBlock {
   // 0 for a row inside the ball, NaN for one whose norm is not finite. warm, or null, holds guesses of
   // the thresholds.
   void first_candidates(const double* warm, Candidate* c) {
-    sort_out(warm);
+    if (!warm && typical_.few(row_[0].n))
+      search_tops();
+    else
+      sort_out(warm);
     start_warm(warm != nullptr);
     start_cold(c);
     find_active_sets(open_, opens_, fetch_);
     sum_active_sets(c);
     if (outside_ > 0) {
       const int r = outside_row_[0];
-      if (begun_ == 0) typical_.learn_curve(row_[r], search_[r].f, c[r].count);
-      typical_.learn_threshold(c[r].tau);
+      if (begun_ == 0 && !in_tops(r)) typical_.learn_curve(row_[r], search_[r].f, c[r].count);
+      typical_.learn_threshold(row_[r], c[r].tau, c[r].count);
     }
     // Learning takes as long as a step, so once enough is known a row of the block has to do.
     const int taught = typical_.knows_enough() && begun_ > 1 ? 1 : begun_;
     for (int i = 0; i < taught; ++i) {
       const int r = begun_row_[i];
-      typical_.learn(row_[r], norms_[r].sum, c[r].tau, c[r].count);
+      typical_.learn(row_[r], norms_[r], c[r].tau, c[r].count);
     }
   }
 
  private:
+  bool in_tops(int r) const { return search_[r].w != row_[r].w; }
+
+  // As many of Newton's steps as nearly all rows need, so that no branch depends on a row. Rows whose tops are not
+  // all that is above the threshold found there go on from it, which is a lower bound.
+  void search_tops() {
+    constexpr int steps = 4;
+    T most[max_rows_at_once], floor[max_rows_at_once], t[max_rows_at_once];
+    Excess<T> f[max_rows_at_once];
+    for (int r = 0; r < rows_; ++r) {
+      row_tops(row_[r].w, row_[r].n, tops_[r], fetch_);
+      fetch_.half(r, 0);
+    }
+    for (int r = 0; r < rows_; ++r) {
+      const T guess = T(typical_.low_threshold());
+      most[r] = largest(tops_[r], 0);
+      // A little less than the bound, or if it rounds to max |w| there is nothing above it.
+      const T bound = (most[r] - T(row_[r].radius)) * (T(1) - std::numeric_limits<T>::epsilon());
+      floor[r] = bound > T(0) ? bound : T(0);
+      t[r] = guess > floor[r] && guess < most[r] ? guess : floor[r];
+    }
+    for (int step = 0; step < steps; ++step) {
+      for (int r = 0; r < rows_; ++r) f[r] = tops_excess(tops_[r], t[r]);
+      for (int r = 0; r < rows_; ++r) {
+        const T to = t[r] + (f[r].sum - T(row_[r].radius)) / T(f[r].count);
+        t[r] = to > floor[r] ? to : floor[r];
+      }
+    }
+    for (int r = 0; r < rows_; ++r) {
+      Search<T>& s = search_[r];
+      s = {row_[r].w, row_[r].n, T(row_[r].radius), T(0), T(0), {}};
+      guess_[r] = double(t[r]);
+      if (most[r] < T(__builtin_inf()) && largest(tops_[r], Tops<T>::ranks - 1) <= t[r]) {
+        s.w = tops_[r].value;
+        s.n = Tops<T>::size;
+        s.guess = guess_[r];
+        outside_row_[outside_++] = r;
+      } else {
+        (guess_[r] > 0.0 && guess_[r] < 1e300 ? warm_row_[warms_++] : cold_row_[colds_++]) = r;
+      }
+    }
+  }
+
   // Rows with a guess worth a try, given or by the rows before, and the others. Rows near the ball's boundary need
   // their norm.
   void sort_out(const double* warm) {
@@ -108,14 +153,12 @@ class RowBlock {
     }
   }
 
-  // A guess by the rows before is below most thresholds if rows are sparse, and then worth a list.
   void start_warm(bool given) {
-    const bool listing = !given && typical_.sparse();
     for (int i = 0; i < warms_; ++i) {
       const int r = warm_row_[i];
       Search<T>& s = search_[r];
       s.t = T(guess_[r]);
-      s.f = first_excess(r, s.t, listing);
+      s.f = row_excess(s.w, s.n, s.t, fetch_);
       fetch_.half(r, 0);
     }
     for (int i = 0; i < warms_; ++i) {
@@ -125,7 +168,7 @@ class RowBlock {
       const bool useful = s.f.count > 0 && s.f.sum < T(__builtin_inf()) &&
                           s.t + (s.f.sum - s.radius) / T(s.f.count) > T(0);
       // Far below the root one by other rows costs as many steps as it saves.
-      const bool near = given || s.f.sum < T(listing ? 8 : 3) * s.radius;
+      const bool near = given || s.f.sum < T(3) * s.radius;
       typical_.learn_of_guess(useful && near);
       if (useful) {
         s.p = typical_.curve();
@@ -133,71 +176,41 @@ class RowBlock {
         outside_row_[outside_++] = r;
         open_[opens_++] = &s;
       } else {
-        s.w = row_[r].w;
-        s.n = row_[r].n;
         cold_row_[colds_++] = r;
       }
     }
   }
 
-  // f of row r at t. If it is `listing` and t is below the root, what is above t is listed, and the search goes on
-  // in the list.
-  LIPVAE_INLINE Excess<T> first_excess(int r, T t, bool listing) {
-    Search<T>& s = search_[r];
-    if constexpr (sizeof(T) == 4) {
-      if (listing && s.n >= min_listed && listed_ + s.n <= list_ + max_listed) {
-        const Excess<T> f = row_compact(s.w, s.n, t, listed_, fetch_);
-        if (f.sum > s.radius) {
-          s.w = listed_;
-          s.n = f.count;
-          s.floor = t;
-          listed_from_[r] = t;
-          listed_ += s.n;
-        }
-        return f;
-      }
-    }
-    return row_excess(s.w, s.n, t, fetch_);
-  }
-
   void start_cold(Candidate* c) {
-    const bool sparse = typical_.sparse();
     for (int i = 0; i < colds_; ++i) {
       const int r = cold_row_[i];
-      norms_[r] = sparse ? row_norms<true>(row_[r].w, row_[r].n, fetch_)
-                         : row_norms<false>(row_[r].w, row_[r].n, fetch_);
+      norms_[r] = row_norm(row_[r].w, row_[r].n, fetch_);
       fetch_.half(r, 0);
     }
     for (int i = 0; i < colds_; ++i) {
       const int r = cold_row_[i];
-      if (decided_by_norm(row_[r], norms_[r].sum, c[r])) continue;
+      if (decided_by_norm(row_[r], norms_[r], c[r])) continue;
       outside_row_[outside_++] = r;
       Search<T>& s = search_[r];
       s.t = T(0);
-      s.f = {norms_[r].sum, s.n};
-      s.floor = (norms_[r].sum - s.radius) / T(s.n);
-      if (norms_[r].sum < T(1.5) * s.radius && s.last_step()) continue;
-      // max |w| - radius is a lower bound too, and the better one where radius << max |w|.
-      if (norms_[r].max - s.radius > s.floor) s.floor = norms_[r].max - s.radius;
+      s.f = {norms_[r], s.n};
+      s.floor = (norms_[r] - s.radius) / T(s.n);
+      if (norms_[r] < T(1.5) * s.radius && s.last_step()) continue;
       begun_row_[begun_++] = r;
     }
     T t[max_rows_at_once];
     Excess<T> f[max_rows_at_once];
     for (int i = 0; i < begun_; ++i) {
       const int r = begun_row_[i];
-      Search<T>& s = search_[r];
-      t[i] = typical_.start(row_[r], norms_[r].sum);
+      const Search<T>& s = search_[r];
+      t[i] = typical_.start(row_[r], norms_[r]);
       if (!(t[i] > s.floor)) t[i] = s.floor;
-      f[i] = first_excess(r, t[i], sparse);
+      f[i] = row_excess(s.w, s.n, t[i], fetch_);
     }
     for (int i = 0; i < begun_; ++i) {
       Search<T>& s = search_[begun_row_[i]];
       open_[opens_++] = &s;
-      if (f[i].count == 0) continue;  // on from 0
-      if (sparse)
-        s.move(t[i], f[i]);
-      else
-        s.start(t[i], f[i], typical_.curve());
+      if (f[i].count > 0) s.start(t[i], f[i], typical_.curve());  // or on from 0
     }
   }
 
@@ -207,15 +220,9 @@ class RowBlock {
     for (int i = 0; i < outside_; ++i) level[i] = round_down(search_[outside_row_[i]].guess, T());
     for (int i = 0; i < outside_; ++i) {
       const int r = outside_row_[i];
-      const Search<T>& s = search_[r];
-      const double radius = row_[r].radius;
-      sum[i] = active_sum(s.w, s.n, level[i], radius);
+      if (!(in_tops(r) && sum_of_tops(r, level[i], sum[i])))
+        sum[i] = active_sum(row_[r].w, row_[r].n, level[i], row_[r].radius);
       fetch_.half(r, 1);
-      // Elements above the level are multiples of its last digit, so the sum of a list is exact, and its
-      // order does not matter.
-      const bool good = s.w == row_[r].w || (level[i] >= listed_from_[r] && sum[i].sum > radius &&
-                                             sum[i].sum < 0x1p28 * double(level[i]));
-      if (!good) sum[i] = active_sum(row_[r].w, row_[r].n, level[i], radius);
     }
     for (int i = 0; i < outside_; ++i) {
       const int r = outside_row_[i];
@@ -223,19 +230,27 @@ class RowBlock {
     }
   }
 
+  // The sum over the row by its tops; false if it has to be found from the row. Floats above the level are multiples of
+  // its last digit, so up to a limit their sum is exact, and its order does not matter.
+  LIPVAE_INLINE bool sum_of_tops(int r, T level, ActiveSum& sum) const {
+    if constexpr (sizeof(T) == 4) {
+      sum = tops_active_sum(tops_[r], level);
+      return sum.sum > row_[r].radius && sum.sum < 0x1p28 * double(level);
+    }
+    return false;
+  }
+
   const RowProblem<T>* row_;
   int rows_;
   TypicalRow& typical_;
   Fetch& fetch_;
   Search<T> search_[max_rows_at_once];
-  Norms<T> norms_[max_rows_at_once];
+  Tops<T> tops_[max_rows_at_once];
+  T norms_[max_rows_at_once];
   int warm_row_[max_rows_at_once], cold_row_[max_rows_at_once];
   int begun_row_[max_rows_at_once], outside_row_[max_rows_at_once];
   int warms_ = 0, colds_ = 0, begun_ = 0, outside_ = 0, opens_ = 0;
   Search<T>* open_[max_rows_at_once];
-  T listed_from_[max_rows_at_once];
-  T list_[sizeof(T) == 4 ? max_listed + 16 : 1];
-  T* listed_ = list_;
   double guess_[max_rows_at_once];
 };
 

@@ -8,8 +8,8 @@ namespace lipvae::LIPVAE_ISA {
 
 class TypicalRow {
  public:
-  // Whether few elements are active, and which ones is a matter of the row. So before anything is known.
-  bool sparse() const { return share_ < 0.25f; }
+  // Whether rows of n have so few active elements that their tops should be all of them.
+  bool few(std::int64_t n) const { return thresholds_ > 0 && share_ < 0.5f && share_ * float(n) < 24.0f; }
   bool knows_enough() const { return rows_ >= 16; }
   // Whether guesses of the threshold have helped.
   bool trusts_guesses() const { return useless_ < 0.5f; }
@@ -17,16 +17,17 @@ class TypicalRow {
   float curve() const { return curve_; }
   bool knows_curve() const { return rows_ > 0 || curves_ > 3; }
 
-  // A guess of the threshold of the next row, 0 before anything is known. Of sparse rows, which differ more, nearly
-  // all are above it.
-  float threshold() const { return sparse() ? 0.75f * least_threshold_ : threshold_; }
+  // A guess of the threshold of the next row, 0 before anything is known.
+  float threshold() const { return threshold_; }
+  // A guess that is below most. Newton's steps rise to the root from there, and from above overshoot it.
+  float low_threshold() const { return low_; }
 
   // A start for a row outside the ball: Newton's step from 0, which is a lower bound and exact at the
   // ball's boundary, and beyond it in proportion to what a box has there. That is right for rows whose
-  // magnitudes are distributed alike but for scale. Of sparse rows all but the last few are above it.
+  // magnitudes are distributed alike but for scale.
   template <class T>
   LIPVAE_INLINE T start(const RowProblem<T>& row, T norm) const {
-    return (norm - T(row.radius)) / T(row.n) + T(sparse() ? least_ : mean_) * box_beyond_newton(row, norm);
+    return (norm - T(row.radius)) / T(row.n) + T(mean_) * box_beyond_newton(row, norm);
   }
 
   // From a row outside the ball, its threshold and how many elements are above it.
@@ -39,19 +40,18 @@ class TypicalRow {
     ++rows_;
     const float rate = rows_ < 20 ? 1.0f / float(rows_) : 0.05f;
     mean_ += rate * (beyond - mean_);
-    least_ = beyond < least_ ? beyond : least_ + 0.2f * rate * (beyond - least_);
-    share_ += rate * (float(count) / float(row.n) - share_);
     curve_ += rate * (fitted_curve(Excess<T>{norm, row.n}, Excess<T>{T(row.radius), count}, 0.5f) - curve_);
   }
-  // From the threshold of a row, found from a guess or not.
-  void learn_threshold(double tau) {
+  // From the threshold of a row, found from a guess or not, and how many elements are above it.
+  template <class T>
+  void learn_threshold(const RowProblem<T>& row, double tau, std::int64_t count) {
     const float t = float(tau);
     if (!(t > 0.0f && t < 1e30f)) return;
     ++thresholds_;
     const float rate = thresholds_ < 20 ? 1.0f / float(thresholds_) : 0.05f;
     threshold_ += rate * (t - threshold_);
-    const bool least = thresholds_ == 1 || t < least_threshold_;
-    least_threshold_ = least ? t : least_threshold_ + 0.2f * rate * (t - least_threshold_);
+    low_ = thresholds_ == 1 || t < low_ ? t : low_ + 0.2f * rate * (t - low_);
+    share_ += rate * (float(count) / float(row.n) - share_);
   }
   // From a row with f known near the root.
   template <class T>
@@ -71,9 +71,9 @@ class TypicalRow {
     return root * root / T(row.n);
   }
 
-  float mean_ = 0.8f, least_ = 0.8f;  // of the threshold beyond Newton's step, as a share of a box's
+  float mean_ = 0.8f;  // of the threshold beyond Newton's step, as a share of a box's
   float share_ = 0.0f, useless_ = 0.0f, curve_ = 0.5f;
-  float threshold_ = 0.0f, least_threshold_ = 0.0f;
+  float threshold_ = 0.0f, low_ = 0.0f;
   int rows_ = 0, curves_ = 0, thresholds_ = 0;
 };
 

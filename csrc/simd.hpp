@@ -268,7 +268,10 @@ struct Simd {
   }
   // movemask of four masks, one after the other.
   static LIPVAE_INLINE std::uint64_t movemask4(const Mask* m) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512BW__)
+    if constexpr (sizeof(T) == 4)
+      return _mm512_kunpackd(_mm512_kunpackw(m[3], m[2]), _mm512_kunpackw(m[1], m[0]));
+#elif defined(__AVX2__)
     if constexpr (sizeof(T) == 4) {
       const __m256i low = _mm256_packs_epi32((__m256i)m[0], (__m256i)m[1]);
       const __m256i high = _mm256_packs_epi32((__m256i)m[2], (__m256i)m[3]);
@@ -277,7 +280,7 @@ struct Simd {
       const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
       return unsigned(_mm256_movemask_epi8(bytes));
     }
-#elif defined(__SSE2__) && !defined(__AVX512F__)
+#elif defined(__SSE2__)
     if constexpr (sizeof(T) == 4) {
       const __m128i low = _mm_packs_epi32((__m128i)m[0], (__m128i)m[1]);
       const __m128i high = _mm_packs_epi32((__m128i)m[2], (__m128i)m[3]);
@@ -339,45 +342,6 @@ LIPVAE_INLINE void widen(Simd<float>::V v, Simd<double>::V& low, Simd<double>::V
     low[i] = v[i];
     high[i] = v[Simd<double>::lanes + i];
   }
-#endif
-}
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// For each set of lanes, their numbers in ascending order, a byte each.
-struct CompressTable {
-  std::uint64_t order[256];
-};
-constexpr CompressTable make_compress_table() {
-  CompressTable table{};
-  for (int set = 0; set < 256; ++set) {
-    int place = 0;
-    for (int lane = 0; lane < 8; ++lane)
-      if (set >> lane & 1) table.order[set] |= std::uint64_t(lane) << (8 * place++);
-  }
-  return table;
-}
-alignas(64) constexpr CompressTable compress_table = make_compress_table();
-#endif
-
-// Stores the lanes of v whose mask is set, side by side, and returns how many. Writes a whole
-// vector at p.
-LIPVAE_INLINE int store_compressed(float* p, Simd<float>::V v, Simd<float>::Mask mask) {
-  using S = Simd<float>;
-  const unsigned set = S::movemask(mask);
-#if defined(__AVX512F__)
-  _mm512_storeu_ps(p, _mm512_maskz_compress_ps(__mmask16(set), (__m512)v));
-  return __builtin_popcount(set);
-#elif defined(__AVX2__)
-  const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(compress_table.order + set));
-  _mm256_storeu_ps(p, _mm256_permutevar8x32_ps((__m256)v, _mm256_cvtepu8_epi32(order)));
-  return __builtin_popcount(set);
-#else
-  int count = 0;
-  for (int i = 0; i < S::lanes; ++i) {
-    p[count] = v[i];
-    count += set >> i & 1;
-  }
-  return count;
 #endif
 }
 

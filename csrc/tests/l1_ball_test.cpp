@@ -118,6 +118,40 @@ void check_mixed(const KernelTable& kernels, std::int64_t cols, double radius) {
   generator() = draws;
 }
 
+// Sparse rows are searched among their largest elements by lane, i % 16, but for the first: some rows have more there
+// than are kept.
+template <class T>
+void check_sparse(const KernelTable& kernels, std::int64_t cols, double radius) {
+  const std::string name = describe<T>(kernels, "l1_ball, sparse rows", cols);
+  const auto draws = generator();  // the other tests keep theirs
+  const std::int64_t rows = 90;
+  Buffer<T> weight = normals<T>(rows * cols, 0.1 * radius / double(cols));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    T* w = weight.data() + i * cols;
+    const int kind = i < 20 ? 0 : int(uniform() * 10);
+    const std::int64_t large = kind == 1 ? cols : 3 + std::int64_t(uniform() * 12);
+    for (std::int64_t k = 0; k < large; ++k) {
+      std::int64_t j = std::int64_t(uniform() * double(cols));
+      if (kind == 2) j = (j / 16 * 16 + 5) % cols;  // one lane
+      w[j] = T(kind == 3 ? -radius : radius * (1 + uniform()));
+    }
+    if (kind == 4)
+      for (std::int64_t j = 0; j < cols; ++j) w[j] = T(1e-3 * double(w[j]));  // inside, or nearly
+    if (kind == 5) w[i % cols] = T(1e12 * radius);
+    if (kind == 6) w[i % cols] = T(i % 2 ? std::nan("") : std::numeric_limits<double>::infinity());
+    if (kind == 7)
+      for (std::int64_t j = 0; j < cols; ++j) w[j] = 0;
+  }
+  Buffer<T> out(rows * cols), alone(rows * cols);
+  Buffer<double> threshold(rows), apart(rows);
+  kernels.l1_ball({weight.data(), rows, cols, radius, nullptr, out.data(), threshold.data(), dtype<T>, 1});
+  for (std::int64_t i = 0; i < rows; ++i)
+    kernels.l1_ball({weight.data() + i * cols, 1, cols, radius, nullptr, alone.data() + i * cols, &apart[i],
+                     dtype<T>, 1});
+  expect(alone.same_bits(out) && apart.same_bits(threshold), name);
+  generator() = draws;
+}
+
 // So large that rows are asked for a line at a time.
 template <class T>
 void check_distant(const KernelTable& kernels) {
@@ -140,6 +174,8 @@ void check_all(const KernelTable& kernels) {
   check_distant<T>(kernels);
   for (std::int64_t cols : {1, 7, 40, 64, 200, 288, 1000, 3000, 5000})
     for (double radius : {1e-6, 1.0, 20.0}) check_mixed<T>(kernels, cols, radius);
+  for (std::int64_t cols : {30, 64, 65, 79, 200, 288, 1003})
+    for (double radius : {1e-20, 1.0, 1e20}) check_sparse<T>(kernels, cols, radius);
   for (std::int64_t cols : {1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 64, 65, 100, 129, 288, 784, 1500})
     for (double radius : {1e-3, 1.0, 1e4}) check<T>(kernels, 7, cols, 1.0, radius, 1);
   check<T>(kernels, 4, 50, 1e-30, 1e-29, 1);
