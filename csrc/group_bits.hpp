@@ -121,6 +121,14 @@ class BitWriter {
   int filled_ = 0;
 };
 
+// 64 bits from bit `offset` < 8 of the byte at p on; those of bytes at `end` and beyond are 0.
+LIPVAE_INLINE std::uint64_t load_bits(const std::uint8_t* p, int offset, const std::uint8_t* end) {
+  if (p + 9 > end) return load_bytes(p, int(end - p)) >> offset;
+  std::uint64_t word;
+  __builtin_memcpy(&word, p, 8);
+  return word >> offset | std::uint64_t(p[8]) << 1 << (63 - offset);
+}
+
 // Reads count bits at bit `position` of code into the buffer. `bytes` are those of the whole code.
 LIPVAE_INLINE void extract_bits(const std::uint8_t* code, std::int64_t bytes, std::int64_t position,
                                 int count, BitBuffer& bits) {
@@ -131,13 +139,7 @@ LIPVAE_INLINE void extract_bits(const std::uint8_t* code, std::int64_t bytes, st
     return;
   }
   for (int i = 0; i < count; i += 64, p += 8) {
-    std::uint64_t word;
-    if (p + 9 <= code + bytes) {
-      __builtin_memcpy(&word, p, 8);
-      word = word >> offset | std::uint64_t(p[8]) << 1 << (63 - offset);
-    } else {
-      word = load_bytes(p, int(code + bytes - p)) >> offset;
-    }
+    const std::uint64_t word = load_bits(p, offset, code + bytes);
     __builtin_memcpy(bits.bytes + i / 8, &word, 8);
   }
 }

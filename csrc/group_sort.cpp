@@ -4,6 +4,7 @@
 #include "memory.hpp"
 #include "networks.hpp"
 #include "pairs.hpp"
+#include "planes.hpp"
 #include "parallel.hpp"
 
 namespace lipvae::LIPVAE_ISA {
@@ -261,6 +262,18 @@ void run(const Layout& a) {
     const T* from = x + begin * groups * g * a.inner;
     T* to = y + begin * groups * g * a.inner;
     for (std::int64_t row = begin; row < end; ++row) {
+      if constexpr (g == 2 && has_code && has_sort_planes) {
+        if (!buffered && a.inner >= Simd<T>::lanes) {
+          std::uint8_t* const code = a.code + row * row_bytes;
+          if constexpr (Pass::writes_code)
+            sort_planes(from, to, groups, a.inner, code, far);
+          else
+            unsort_planes(from, to, groups, a.inner, code, a.code + rows * row_bytes, far);
+          from += groups * g * a.inner;
+          to += groups * g * a.inner;
+          continue;
+        }
+      }
       RowBits<Pass, g> row_bits(has_code ? a.code + row * row_bytes : nullptr, row_bytes, stride, false);
       for (std::int64_t group = 0; group < groups; ++group) {
         for (std::int64_t first = 0; first < a.inner; first += BitBuffer::capacity) {

@@ -80,10 +80,13 @@ void check_all(const KernelTable& kernels) {
   for (int g : {2, 4, 8}) {
     for (std::int64_t groups : {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 33, 64, 511, 513})
       check<T>(kernels, 3, groups, 1, g, 1);
-    for (std::int64_t inner : {2, 3, 4, 7, 8, 9, 16, 17, 49, 196, 512, 520, 1027})
+    for (std::int64_t inner : {2, 3, 4, 7, 8, 9, 16, 17, 49, 64, 79, 196, 512, 520, 1027})
       check<T>(kernels, 2, 3, inner, g, 1);
     check<T>(kernels, 64, 2048, 1, g, 4);
     check_streaming<T>(kernels, 8, 4096, g);
+    set_streaming_bytes(0.0);  // planes are asked for ahead
+    check<T>(kernels, 2, 3, 196, g, 1);
+    set_streaming_bytes(streaming_by_cache);
     for (std::int64_t groups : {8, 24, 512, 520, 1000}) check_streaming<T>(kernels, 3, groups, g);
     check<T>(kernels, 16, 8, 1025, g, 4);
     const GroupSort empty{nullptr, nullptr, nullptr, 0, g, 5, g, dtype<T>, 2};

@@ -1,0 +1,169 @@
+// GroupSort of pairs of planes with AVX-512, all those of one row of the code at a time.
+#pragma once
+
+#include "group_bits.hpp"
+
+namespace lipvae::LIPVAE_ISA {
+
+#if defined(__AVX512F__)
+constexpr bool has_sort_planes = true;
+#else
+constexpr bool has_sort_planes = false;
+#endif
+
+// Sorts `pairs` pairs of planes of `inner` elements each, at least a vector, which follow one another in x and y; y may
+// be x. The code begins at a whole byte. `far` if y, too, has to come from memory.
+template <class T>
+void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::uint8_t* code, bool far);
+// Undoes it; no byte is read at `end` or beyond.
+template <class T>
+void unsort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, const std::uint8_t* code,
+                   const std::uint8_t* end, bool far);
+
+#if defined(__AVX512F__)
+constexpr int word_bits = 64;  // of the code
+
+// body(low, high, place) changes vectors of two planes from `place` on, in registers.
+template <bool far, class T>
+class PlanePair {
+  using S = Simd<T>;
+  using V = typename S::V;
+
+ public:
+  // A last partial vector becomes a whole one that overlaps its neighbour; it is loaded first, so y may be x.
+  LIPVAE_INLINE PlanePair(const T* x, T* y, std::int64_t inner)
+      : x_(x),
+        y_(y),
+        inner_(inner),
+        last_low_(S::load(x + inner - S::lanes)),
+        last_high_(S::load(x + 2 * inner - S::lanes)) {}
+
+  template <class Body>
+  LIPVAE_INLINE void apply(std::int64_t i, Body&& body) const {
+    prefetch_ahead<vector_bytes>(x_ + i);
+    prefetch_ahead<vector_bytes>(x_ + inner_ + i);
+    if constexpr (far) {
+      prefetch_ahead<vector_bytes>(y_ + i);
+      prefetch_ahead<vector_bytes>(y_ + inner_ + i);
+    }
+    V low = S::load(x_ + i), high = S::load(x_ + inner_ + i);
+    // GCC would load them again for each use, and most lie across two lines.
+    asm("" : "+v"(low), "+v"(high));
+    body(low, high);
+    store(i, low, high);
+  }
+  template <class Body>
+  LIPVAE_INLINE void apply_last(Body&& body) const {
+    V low = last_low_, high = last_high_;
+    body(low, high);
+    store(inner_ - S::lanes, low, high);
+  }
+
+ private:
+  LIPVAE_INLINE void store(std::int64_t i, V low, V high) const {
+    S::store(y_ + i, low);
+    S::store(y_ + inner_ + i, high);
+  }
+
+  const T* x_;
+  T* y_;
+  std::int64_t inner_;
+  V last_low_, last_high_;
+};
+
+template <bool far, class T>
+void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::uint8_t* code) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  using Mask = typename S::Mask;
+  auto sort = [](Mask& swapped) {
+    return [&swapped](V& low, V& high) __attribute__((always_inline)) {
+      const V a = low, b = high;
+      swapped = S::greater(a, b);
+      low = S::min(b, a);
+      high = S::max(a, b);
+    };
+  };
+  const std::int64_t last = inner - S::lanes;
+  BitWriter writer(code);
+  for (; pairs > 0; --pairs, x += 2 * inner, y += 2 * inner) {
+    const PlanePair<far, T> planes(x, y, inner);
+    std::int64_t i = 0;
+    for (; i + word_bits <= inner; i += word_bits) {
+      std::uint64_t word = 0;
+#pragma GCC unroll 2
+      for (int v = 0; v < word_bits; v += 4 * S::lanes) {
+        Mask swapped[4];
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; ++u) planes.apply(i + v + u * S::lanes, sort(swapped[u]));
+        word |= S::movemask4(swapped) << v;
+      }
+      writer.put(word, word_bits);
+    }
+    if (i == inner) continue;
+    std::uint64_t word = 0;
+    Mask swapped;
+    std::int64_t j = i;
+    for (; j <= last; j += S::lanes) {
+      planes.apply(j, sort(swapped));
+      word |= std::uint64_t(S::movemask(swapped)) << (j - i);
+    }
+    if (j < inner) {
+      planes.apply_last(sort(swapped));
+      const std::uint64_t bits = S::movemask(swapped);
+      word |= last >= i ? bits << (last - i) : bits >> (i - last);
+    }
+    writer.put(word, int(inner - i));
+  }
+  writer.finish();
+}
+
+template <bool far, class T>
+void unsort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, const std::uint8_t* code,
+                   const std::uint8_t* end) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  auto unsort = [](std::uint64_t bits) {
+    return [bits](V& low, V& high) __attribute__((always_inline)) {
+      S::swap_where(typename S::Int(bits), 0, low, high);
+    };
+  };
+  const std::int64_t last = inner - S::lanes;
+  std::int64_t position = 0;
+  auto bits_from = [&](std::int64_t i) {
+    return load_bits(code + (position + i) / 8, int((position + i) % 8), end);
+  };
+  for (; pairs > 0; --pairs, x += 2 * inner, y += 2 * inner, position += inner) {
+    const PlanePair<far, T> planes(x, y, inner);
+    std::int64_t i = 0;
+    for (; i + word_bits <= inner; i += word_bits) {
+      const std::uint64_t word = bits_from(i);
+#pragma GCC unroll 8
+      for (int v = 0; v < word_bits; v += S::lanes) planes.apply(i + v, unsort(word >> v));
+    }
+    if (i == inner) continue;
+    const std::uint64_t word = bits_from(i);
+    std::int64_t j = i;
+    for (; j <= last; j += S::lanes) planes.apply(j, unsort(word >> (j - i)));
+    if (j < inner) planes.apply_last(unsort(bits_from(last)));
+  }
+}
+
+template <class T>
+void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::uint8_t* code, bool far) {
+  if (far)
+    sort_planes<true>(x, y, pairs, inner, code);
+  else
+    sort_planes<false>(x, y, pairs, inner, code);
+}
+template <class T>
+void unsort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, const std::uint8_t* code,
+                   const std::uint8_t* end, bool far) {
+  if (far)
+    unsort_planes<true>(x, y, pairs, inner, code, end);
+  else
+    unsort_planes<false>(x, y, pairs, inner, code, end);
+}
+#endif
+
+}  // namespace lipvae::LIPVAE_ISA
