@@ -130,13 +130,13 @@ template <class Pass, int g, bool streaming, class T, class Bits>
 LIPVAE_INLINE void run_groups(const T* x, T* y, Bits* bits, int count) {
   using V = typename Simd<T>::V;
   constexpr int lanes = Simd<T>::lanes;
-  if constexpr (g == 2 && Pass::reads_code && has_unsort_pairs) {
+  if constexpr (g == 2 && Pass::reads_code && has_pairs) {
     unsort_pairs<streaming>(x, y, count, *bits);
-  } else if constexpr (g == 2 && Pass::writes_code && has_sort_pairs) {
+  } else if constexpr (g == 2 && Pass::writes_code && has_pairs) {
     auto writer = *bits;  // whose members would be read again after every store of bytes
     sort_pairs<streaming>(x, y, count, [&](std::uint64_t word, int pairs) { writer.put(word, pairs); });
     *bits = writer;
-  } else if constexpr (g == 2 && has_sort_pairs) {
+  } else if constexpr (g == 2 && has_pairs) {
     sort_pairs<streaming>(x, y, count, [](std::uint64_t, int) {});
   } else if (count >= lanes) {
     // Out of line, these would pass the vectors through memory.

@@ -291,6 +291,15 @@ struct Simd {
     for (int v = 0; v < 4; ++v) bits |= std::uint64_t(movemask(m[v])) << (v * lanes);
     return bits;
   }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // a where the sign bit of the mask is set, elsewhere b.
+  static LIPVAE_INLINE V choose(I mask, V a, V b) {
+    if constexpr (sizeof(T) == 4)
+      return (V)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+    else
+      return (V)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)mask);
+  }
+#endif
   // Swaps lane i of a and b where bit first + i is set, which lies in `bits`.
   static LIPVAE_INLINE void swap_where(Int bits, int first, V& a, V& b) {
     const V low = a;
@@ -306,13 +315,8 @@ struct Simd {
 #elif defined(__AVX2__)
     // The blend reads sign bits only, so each lane shifts its own bit there.
     const I mask = splat_int(bits) << (splat_int(Int(8 * sizeof(T) - 1) - first) - iota());
-    if constexpr (sizeof(T) == 4) {
-      a = (V)_mm256_blendv_ps((__m256)low, (__m256)b, (__m256)mask);
-      b = (V)_mm256_blendv_ps((__m256)b, (__m256)low, (__m256)mask);
-    } else {
-      a = (V)_mm256_blendv_pd((__m256d)low, (__m256d)b, (__m256d)mask);
-      b = (V)_mm256_blendv_pd((__m256d)b, (__m256d)low, (__m256d)mask);
-    }
+    a = choose(mask, b, low);
+    b = choose(mask, low, b);
 #else
     const I place = splat_int(1) << iota();
     const I mask = (splat_int(bits >> first) & place) != 0;
