@@ -193,6 +193,15 @@ LIPVAE_INLINE void run_planes(const T* x, T* y, Bits* bits, std::int64_t inner, 
   }
 }
 
+template <class Pass, class T>
+void run_pairs_of_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::uint8_t* code,
+                         const std::uint8_t* end, bool far) {
+  if constexpr (Pass::writes_code)
+    far ? sort_planes<true>(x, y, pairs, inner, code) : sort_planes<false>(x, y, pairs, inner, code);
+  else
+    far ? unsort_planes<true>(x, y, pairs, inner, code, end) : unsort_planes<false>(x, y, pairs, inner, code, end);
+}
+
 // A part of the first cache.
 constexpr std::int64_t buffer_bytes = 16 * 1024;
 
@@ -262,13 +271,10 @@ void run(const Layout& a) {
     const T* from = x + begin * groups * g * a.inner;
     T* to = y + begin * groups * g * a.inner;
     for (std::int64_t row = begin; row < end; ++row) {
-      if constexpr (g == 2 && has_code && has_sort_planes) {
+      if constexpr (g == 2 && has_code) {
         if (!buffered && a.inner >= Simd<T>::lanes) {
           std::uint8_t* const code = a.code + row * row_bytes;
-          if constexpr (Pass::writes_code)
-            sort_planes(from, to, groups, a.inner, code, far);
-          else
-            unsort_planes(from, to, groups, a.inner, code, a.code + rows * row_bytes, far);
+          run_pairs_of_planes<Pass>(from, to, groups, a.inner, code, a.code + rows * row_bytes, far);
           from += groups * g * a.inner;
           to += groups * g * a.inner;
           continue;

@@ -1,29 +1,14 @@
-// GroupSort of pairs of planes with AVX-512, all those of one row of the code at a time.
+// GroupSort of pairs of planes, all those of one row of the code at a time.
 #pragma once
 
 #include "group_bits.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 
-#if defined(__AVX512F__)
-constexpr bool has_sort_planes = true;
-#else
-constexpr bool has_sort_planes = false;
-#endif
-
-// Sorts `pairs` pairs of planes of `inner` elements each, at least a vector, which follow one another in x and y; y may
-// be x. The code begins at a whole byte. `far` if y, too, has to come from memory.
-template <class T>
-void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::uint8_t* code, bool far);
-// Undoes it; no byte is read at `end` or beyond.
-template <class T>
-void unsort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, const std::uint8_t* code,
-                   const std::uint8_t* end, bool far);
-
-#if defined(__AVX512F__)
 constexpr int word_bits = 64;  // of the code
 
-// body(low, high, place) changes vectors of two planes from `place` on, in registers.
+// Two planes of `inner` elements, at least a vector, which follow one another in x and in y; y may be x. body(low, high)
+// changes a vector of each. `far` if y, too, has to come from memory.
 template <bool far, class T>
 class PlanePair {
   using S = Simd<T>;
@@ -47,8 +32,10 @@ class PlanePair {
       prefetch_ahead<vector_bytes>(y_ + inner_ + i);
     }
     V low = S::load(x_ + i), high = S::load(x_ + inner_ + i);
-    // GCC would load them again for each use, and most lie across two lines.
+#if defined(__SSE2__)
+    // GCC would load them again for each use, and many lie across two lines.
     asm("" : "+v"(low), "+v"(high));
+#endif
     body(low, high);
     store(i, low, high);
   }
@@ -71,6 +58,7 @@ class PlanePair {
   V last_low_, last_high_;
 };
 
+// Sorts `pairs` pairs of planes that follow one another. The code begins at a whole byte.
 template <bool far, class T>
 void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::uint8_t* code) {
   using S = Simd<T>;
@@ -118,6 +106,7 @@ void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::
   writer.finish();
 }
 
+// Undoes it; no byte of the code is read at `end` or beyond.
 template <bool far, class T>
 void unsort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, const std::uint8_t* code,
                    const std::uint8_t* end) {
@@ -148,22 +137,5 @@ void unsort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, con
     if (j < inner) planes.apply_last(unsort(bits_from(last)));
   }
 }
-
-template <class T>
-void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::uint8_t* code, bool far) {
-  if (far)
-    sort_planes<true>(x, y, pairs, inner, code);
-  else
-    sort_planes<false>(x, y, pairs, inner, code);
-}
-template <class T>
-void unsort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, const std::uint8_t* code,
-                   const std::uint8_t* end, bool far) {
-  if (far)
-    unsort_planes<true>(x, y, pairs, inner, code, end);
-  else
-    unsort_planes<false>(x, y, pairs, inner, code, end);
-}
-#endif
 
 }  // namespace lipvae::LIPVAE_ISA
