@@ -4,6 +4,7 @@
 // and the caller adds it up with add().
 #pragma once
 
+#include "memory.hpp"
 #include "vector_math.hpp"
 
 namespace lipvae::LIPVAE_ISA {
@@ -114,10 +115,11 @@ LIPVAE_INLINE void bernoulli_block(const float* logits, std::int64_t stride, con
     const S::I bits = (S::I)l;
     linear[r] += x * l - (V)(bits > 0 ? bits : S::I{});  // max(l, 0), on more ports than as a float
   };
+  const std::int64_t ahead = reading_ahead;
   std::int64_t i = 0;
   for (; i + 2 * S::lanes <= n; i += 2 * S::lanes) {
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) prefetch_ahead<2 * vector_bytes>(logits + r * stride + i);
+    for (int r = 0; r < rows; ++r) prefetch_ahead<2 * vector_bytes>(logits + r * stride + i, ahead);
 #pragma GCC unroll 2
     for (int s = 0; s < 2; ++s) {
 #pragma GCC unroll 4

@@ -37,6 +37,18 @@ double streaming_bytes_by_cache() {
 
 std::atomic<double> limit{streaming_by_cache};
 
+bool is_amd() {
+#if defined(__x86_64__)
+  static const bool amd = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") != 0;
+  }();
+  return amd;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 bool streams(const void* out, double bytes, std::size_t element_bytes) {
@@ -47,16 +59,8 @@ bool streams(const void* out, double bytes, std::size_t element_bytes) {
 
 void set_streaming_bytes(double bytes) { limit.store(bytes, std::memory_order_relaxed); }
 
-bool split_stores_are_slow() {
-#if defined(__x86_64__)
-  static const bool slow = [] {
-    __builtin_cpu_init();
-    return !__builtin_cpu_is("amd");
-  }();
-  return slow;
-#else
-  return true;
-#endif
-}
+bool split_stores_are_slow() { return !is_amd(); }
+
+const std::int64_t reading_ahead = is_amd() ? 6144 : 4096;
 
 }  // namespace lipvae

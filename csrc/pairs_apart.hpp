@@ -3,6 +3,7 @@
 #pragma once
 
 #include "groups.hpp"
+#include "sort_lanes.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 
@@ -55,16 +56,7 @@ LIPVAE_INLINE std::uint64_t bits_in_order(std::uint64_t bits) {
 template <bool streaming, class T, class Write>
 LIPVAE_INLINE void sort_pairs(const T* x, T* y, int count, Write&& write) {
   using S = Simd<T>;
-  using V = typename S::V;
   using Mask = typename S::Mask;
-  auto sort = [](Mask& swapped) {
-    return [&swapped](V& first, V& second) __attribute__((always_inline)) {
-      const V a = first, b = second;
-      swapped = S::greater(a, b);
-      first = S::min(b, a);
-      second = S::max(a, b);
-    };
-  };
   int i = 0;
   for (; i + pairs_at_once <= count; i += pairs_at_once) {
     std::uint64_t word = 0;
@@ -74,7 +66,7 @@ LIPVAE_INLINE void sort_pairs(const T* x, T* y, int count, Write&& write) {
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
         const int pair = i + v + u * S::lanes;
-        apply_apart<streaming>(x + 2 * pair, y + 2 * pair, sort(swapped[u]));
+        apply_apart<streaming>(x + 2 * pair, y + 2 * pair, SortLanes<T>{swapped[u]});
       }
       word |= S::movemask4(swapped) << v;
     }
@@ -85,11 +77,11 @@ LIPVAE_INLINE void sort_pairs(const T* x, T* y, int count, Write&& write) {
   Mask swapped;
   int pair = i;
   for (; pair + S::lanes <= count; pair += S::lanes) {
-    apply_apart<false>(x + 2 * pair, y + 2 * pair, sort(swapped));
+    apply_apart<false>(x + 2 * pair, y + 2 * pair, SortLanes<T>{swapped});
     word |= std::uint64_t(S::movemask(swapped)) << (pair - i);
   }
   if (pair < count) {
-    apply_apart_first(x + 2 * pair, y + 2 * pair, count - pair, sort(swapped));
+    apply_apart_first(x + 2 * pair, y + 2 * pair, count - pair, SortLanes<T>{swapped});
     word |= std::uint64_t(S::movemask(swapped)) << (pair - i);
   }
   write(bits_in_order<T>(word), count - i);

@@ -2,13 +2,14 @@
 #pragma once
 
 #include "group_bits.hpp"
+#include "sort_lanes.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 
 constexpr int word_bits = 64;  // of the code
 
-// Two planes of `inner` elements, at least a vector, which follow one another in x and in y; y may be x. body(low, high)
-// changes a vector of each. `far` if y, too, has to come from memory.
+// Two planes of `inner` elements, at least a vector, which follow one another in x and in y; y may be x.
+// body(low, high) changes a vector of each. `far` if y, too, has to come from memory.
 template <bool far, class T>
 class PlanePair {
   using S = Simd<T>;
@@ -62,16 +63,7 @@ class PlanePair {
 template <bool far, class T>
 void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::uint8_t* code) {
   using S = Simd<T>;
-  using V = typename S::V;
   using Mask = typename S::Mask;
-  auto sort = [](Mask& swapped) {
-    return [&swapped](V& low, V& high) __attribute__((always_inline)) {
-      const V a = low, b = high;
-      swapped = S::greater(a, b);
-      low = S::min(b, a);
-      high = S::max(a, b);
-    };
-  };
   const std::int64_t last = inner - S::lanes;
   BitWriter writer(code);
   for (; pairs > 0; --pairs, x += 2 * inner, y += 2 * inner) {
@@ -83,7 +75,7 @@ void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::
       for (int v = 0; v < word_bits; v += 4 * S::lanes) {
         Mask swapped[4];
 #pragma GCC unroll 4
-        for (int u = 0; u < 4; ++u) planes.apply(i + v + u * S::lanes, sort(swapped[u]));
+        for (int u = 0; u < 4; ++u) planes.apply(i + v + u * S::lanes, SortLanes<T>{swapped[u]});
         word |= S::movemask4(swapped) << v;
       }
       writer.put(word, word_bits);
@@ -93,11 +85,11 @@ void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::
     Mask swapped;
     std::int64_t j = i;
     for (; j <= last; j += S::lanes) {
-      planes.apply(j, sort(swapped));
+      planes.apply(j, SortLanes<T>{swapped});
       word |= std::uint64_t(S::movemask(swapped)) << (j - i);
     }
     if (j < inner) {
-      planes.apply_last(sort(swapped));
+      planes.apply_last(SortLanes<T>{swapped});
       const std::uint64_t bits = S::movemask(swapped);
       word |= last >= i ? bits << (last - i) : bits >> (i - last);
     }

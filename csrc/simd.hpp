@@ -354,12 +354,13 @@ constexpr int memory_ahead = 4096;  // bytes, for what comes from memory
 // Asks for the lines that come `distance` after the next `bytes`. The arithmetic of a line fills the
 // window in which a core looks ahead, so without this each line's latency shows. Past the end of the
 // data it asks in vain, without a fault.
-template <int bytes, int distance = memory_ahead>
-LIPVAE_INLINE void prefetch_ahead(const void* p) {
+template <int bytes>
+LIPVAE_INLINE void prefetch_ahead(const void* p, std::int64_t distance = memory_ahead) {
   constexpr int line = 64;
-  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + distance;
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + std::uintptr_t(distance);
+#pragma GCC unroll 8
   for (int offset = 0; offset < bytes; offset += line)
-    __builtin_prefetch(reinterpret_cast<const void*>(address + offset));
+    __builtin_prefetch(reinterpret_cast<const void*>(address + std::uintptr_t(offset)));
 }
 
 // Orders streaming stores before whatever other threads read next.
