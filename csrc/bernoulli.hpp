@@ -119,7 +119,7 @@ LIPVAE_INLINE void bernoulli_block(const float* logits, std::int64_t stride, con
   std::int64_t i = 0;
   for (; i + 2 * S::lanes <= n; i += 2 * S::lanes) {
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) prefetch_ahead<2 * vector_bytes>(logits + r * stride + i, ahead);
+    for (int r = 0; r < rows; ++r) prefetch_at<2 * vector_bytes>(logits + r * stride + i, ahead);
 #pragma GCC unroll 2
     for (int s = 0; s < 2; ++s) {
 #pragma GCC unroll 4

@@ -39,7 +39,7 @@ double block_log_likelihood(const T* parameters, std::int64_t stride, const T* t
   std::int64_t i = start;
   for (; i + streams * S::lanes <= end; i += streams * S::lanes) {
     for (int plane = 0; plane < Family::planes; ++plane)
-      prefetch_ahead<streams * vector_bytes>(parameters + plane * stride + i, ahead);
+      prefetch_at<streams * vector_bytes>(parameters + plane * stride + i, ahead);
 #pragma GCC unroll 2
     for (int s = 0; s < streams; ++s) add(i + s * S::lanes, s);
   }

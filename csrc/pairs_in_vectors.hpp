@@ -47,7 +47,7 @@ LIPVAE_INLINE void for_each_vector_of_pairs(const T* from, T* to, int pairs, Bod
   if (pairs == pairs_at_once) {
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) {
-      if constexpr (ahead > 0) prefetch_ahead<vector_bytes>(from + v * S::lanes, ahead);
+      if constexpr (ahead > 0) prefetch_ahead<vector_bytes, ahead>(from + v * S::lanes);
       const typename S::V result = body(S::load(from + v * S::lanes), v);
       if constexpr (streaming)
         S::stream(to + v * S::lanes, result);

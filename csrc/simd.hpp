@@ -355,12 +355,15 @@ constexpr int memory_ahead = 4096;  // bytes, for what comes from memory
 // window in which a core looks ahead, so without this each line's latency shows. Past the end of the
 // data it asks in vain, without a fault.
 template <int bytes>
-LIPVAE_INLINE void prefetch_ahead(const void* p, std::int64_t distance = memory_ahead) {
+LIPVAE_INLINE void prefetch_at(const void* p, std::int64_t distance) {
   constexpr int line = 64;
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(p) + std::uintptr_t(distance);
-#pragma GCC unroll 8
   for (int offset = 0; offset < bytes; offset += line)
     __builtin_prefetch(reinterpret_cast<const void*>(address + std::uintptr_t(offset)));
+}
+template <int bytes, int distance = memory_ahead>
+LIPVAE_INLINE void prefetch_ahead(const void* p) {
+  prefetch_at<bytes>(p, distance);
 }
 
 // Orders streaming stores before whatever other threads read next.
