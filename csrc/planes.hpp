@@ -6,7 +6,8 @@
 
 namespace lipvae::LIPVAE_ISA {
 
-constexpr int word_bits = 64;  // of the code
+constexpr int word_bits = 64;    // of the code
+constexpr int code_ahead = 512;  // bytes, where it is read
 
 // Two planes of `inner` elements, at least a vector, which follow one another in x and in y; y may be x.
 // body(low, high) changes a vector of each. `far` if y, too, has to come from memory.
@@ -116,6 +117,7 @@ void unsort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, con
   };
   for (; pairs > 0; --pairs, x += 2 * inner, y += 2 * inner, position += inner) {
     const PlanePair<far, T> planes(x, y, inner);
+    prefetch_at<1>(code + position / 8, code_ahead);
     std::int64_t i = 0;
     for (; i + word_bits <= inner; i += word_bits) {
       const std::uint64_t word = bits_from(i);
