@@ -1,4 +1,4 @@
-// What kernels ask about the memory that they write to.
+// What kernels ask about the memory that they read from and write to.
 #pragma once
 
 #include <cstddef>
