@@ -4,8 +4,8 @@
 #include "memory.hpp"
 #include "networks.hpp"
 #include "pairs.hpp"
-#include "planes.hpp"
 #include "parallel.hpp"
+#include "planes.hpp"
 
 namespace lipvae::LIPVAE_ISA {
 namespace {
@@ -13,13 +13,11 @@ namespace {
 // Runs the comparators in order; bits(c, mask) receives the lanes that comparator c swaps.
 template <class T, int g, bool record, class Bits, std::size_t... c>
 LIPVAE_INLINE void sort_network(typename Simd<T>::V* e, Bits&& bits, std::index_sequence<c...>) {
-  using S = Simd<T>;
   auto compare = [&](auto index) {
     constexpr Comparator pair = Network<g>::comparators[decltype(index)::value];
-    const typename S::V low = e[pair.low], high = e[pair.high];
-    if constexpr (record) bits(int(decltype(index)::value), S::greater(low, high));
-    e[pair.low] = S::min(high, low);
-    e[pair.high] = S::max(low, high);
+    typename Simd<T>::Mask swapped;
+    SortLanes<T>{swapped}(e[pair.low], e[pair.high]);
+    if constexpr (record) bits(int(decltype(index)::value), swapped);
   };
   (compare(std::integral_constant<std::size_t, c>()), ...);
 }
@@ -60,29 +58,6 @@ struct Backward {
   }
 };
 
-// The word of up to 64 pairs: run(i, mask) sorts the vector from pair i on.
-template <class T, class Run>
-LIPVAE_INLINE std::uint64_t run_word(std::int64_t start, std::int64_t end, Run&& run) {
-  using S = Simd<T>;
-  constexpr int lanes = S::lanes;
-  std::uint64_t word = 0;
-  typename S::Mask mask[4];
-  if (end - start == 64) {
-#pragma GCC unroll 8
-    for (std::int64_t i = 0; i < 64; i += 4 * lanes) {
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) run(start + i + v * lanes, mask[v]);
-      word |= S::movemask4(mask) << i;
-    }
-  } else {
-    for (std::int64_t i = start; i + lanes <= end; i += lanes) {
-      run(i, mask[0]);
-      word |= std::uint64_t(S::movemask(mask[0])) << (i - start);
-    }
-  }
-  return word;
-}
-
 // Runs `count` groups a vector at a time through load(e, first) and store(e, first). A last partial
 // vector becomes a whole one that overlaps its neighbour; it is loaded first, so y may be x. Groups from
 // `valid` on are padding.
@@ -94,9 +69,9 @@ LIPVAE_INLINE void run_vectors(Bits* bits, int count, int valid, Load&& load, St
   if (partial) load(last, count - lanes);
   if constexpr (Pass::writes_code && g == 2) {
     auto writer = *bits;  // whose members would be read again after every store of bytes
-    for (std::int64_t start = 0; start < count; start += 64) {
-      const std::int64_t end = count - start < 64 ? count : start + 64;
-      std::uint64_t word = run_word<T>(start, end, [&](std::int64_t i, typename Simd<T>::Mask& mask) {
+    for (std::int64_t start = 0; start < count; start += word_bits) {
+      const std::int64_t end = count - start < word_bits ? count : start + word_bits;
+      std::uint64_t word = sort_word<T>(start, end, [&](std::int64_t i, typename Simd<T>::Mask& mask) {
         load(e, i);
         Pass::apply(e, PairMask<T>{&mask});
         store(e, i);

@@ -72,7 +72,9 @@ template <class T, class Fetch>
 class RowBlock {
  public:
   RowBlock(const RowProblem<T>* row, int rows, TypicalRow& typical, Fetch& fetch)
-      : row_(row), rows_(rows), typical_(typical), fetch_(fetch) {}
+      : row_(row), rows_(rows), typical_(typical), fetch_(fetch) {
+    for (int r = 0; r < rows; ++r) search_[r] = {row[r].w, row[r].n, T(row[r].radius), T(0), T(0), {}};
+  }
 
   // 0 for a row inside the ball, NaN for one whose norm is not finite. warm, or null, holds guesses of
   // the thresholds.
@@ -87,7 +89,7 @@ class RowBlock {
     sum_active_sets(c);
     if (outside_ > 0) {
       const int r = outside_row_[0];
-      if (begun_ == 0 && !in_tops(r)) typical_.learn_curve(row_[r], search_[r].f, c[r].count);
+      if (begun_ == 0 && !in_tops_[r]) typical_.learn_curve(row_[r], search_[r].f, c[r].count);
       typical_.learn_threshold(row_[r], c[r].tau, c[r].count);
     }
     // Learning takes as long as a step, so once enough is known a row of the block has to do.
@@ -99,8 +101,6 @@ class RowBlock {
   }
 
  private:
-  bool in_tops(int r) const { return search_[r].w != row_[r].w; }
-
   // As many of Newton's steps as nearly all rows need, so that no branch depends on a row. Rows whose tops are not
   // all that is above the threshold found there go on from it, which is a lower bound.
   void search_tops() {
@@ -127,13 +127,10 @@ class RowBlock {
       }
     }
     for (int r = 0; r < rows_; ++r) {
-      Search<T>& s = search_[r];
-      s = {row_[r].w, row_[r].n, T(row_[r].radius), T(0), T(0), {}};
       guess_[r] = double(t[r]);
       if (most[r] < T(__builtin_inf()) && largest(tops_[r], Tops<T>::ranks - 1) <= t[r]) {
-        s.w = tops_[r].value;
-        s.n = Tops<T>::size;
-        s.guess = guess_[r];
+        in_tops_[r] = true;
+        search_[r].guess = guess_[r];
         outside_row_[outside_++] = r;
       } else {
         (guess_[r] > 0.0 && guess_[r] < 1e300 ? warm_row_[warms_++] : cold_row_[colds_++]) = r;
@@ -145,7 +142,6 @@ class RowBlock {
   // their norm.
   void sort_out(const double* warm) {
     for (int r = 0; r < rows_; ++r) {
-      search_[r] = {row_[r].w, row_[r].n, T(row_[r].radius), T(0), T(0), {}};
       guess_[r] = warm ? warm[r] : double(typical_.threshold());
       const bool guessed = typical_.trusts_guesses() && guess_[r] < 1e300 &&
                            guess_[r] * double(row_[r].n) > 0.02 * row_[r].radius;
@@ -220,7 +216,7 @@ class RowBlock {
     for (int i = 0; i < outside_; ++i) level[i] = round_down(search_[outside_row_[i]].guess, T());
     for (int i = 0; i < outside_; ++i) {
       const int r = outside_row_[i];
-      if (!(in_tops(r) && sum_of_tops(r, level[i], sum[i])))
+      if (!(in_tops_[r] && sum_of_tops(r, level[i], sum[i])))
         sum[i] = active_sum(row_[r].w, row_[r].n, level[i], row_[r].radius);
       fetch_.half(r, 1);
     }
@@ -246,6 +242,7 @@ class RowBlock {
   Fetch& fetch_;
   Search<T> search_[max_rows_at_once];
   Tops<T> tops_[max_rows_at_once];
+  bool in_tops_[max_rows_at_once] = {};  // that its threshold was found there
   T norms_[max_rows_at_once];
   int warm_row_[max_rows_at_once], cold_row_[max_rows_at_once];
   int begun_row_[max_rows_at_once], outside_row_[max_rows_at_once];

@@ -7,8 +7,6 @@
 
 namespace lipvae::LIPVAE_ISA {
 
-constexpr int pairs_at_once = 64;  // whose bits are a word
-
 // The place among the pairs of two vectors of the pair in each lane: halves hold those of their own.
 template <class T>
 constexpr int pair_of_lane(int lane) {
@@ -57,34 +55,18 @@ template <bool streaming, class T, class Write>
 LIPVAE_INLINE void sort_pairs(const T* x, T* y, int count, Write&& write) {
   using S = Simd<T>;
   using Mask = typename S::Mask;
-  int i = 0;
-  for (; i + pairs_at_once <= count; i += pairs_at_once) {
-    std::uint64_t word = 0;
-#pragma GCC unroll 4
-    for (int v = 0; v < pairs_at_once; v += 4 * S::lanes) {
-      Mask swapped[4];
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) {
-        const int pair = i + v + u * S::lanes;
-        apply_apart<streaming>(x + 2 * pair, y + 2 * pair, SortLanes<T>{swapped[u]});
-      }
-      word |= S::movemask4(swapped) << v;
+  for (int i = 0; i < count; i += word_bits) {
+    const int end = count - i < word_bits ? count : i + word_bits, whole = end - end % S::lanes;
+    std::uint64_t word = sort_word<T>(i, end, [&](std::int64_t pair, Mask& swapped) __attribute__((always_inline)) {
+      apply_apart<streaming>(x + 2 * pair, y + 2 * pair, SortLanes<T>{swapped});
+    });
+    if (whole < end) {
+      Mask swapped;
+      apply_apart_first(x + 2 * whole, y + 2 * whole, end - whole, SortLanes<T>{swapped});
+      word |= std::uint64_t(S::movemask(swapped)) << (whole - i);
     }
-    write(bits_in_order<T>(word), pairs_at_once);
+    write(bits_in_order<T>(word), end - i);
   }
-  if (i == count) return;
-  std::uint64_t word = 0;
-  Mask swapped;
-  int pair = i;
-  for (; pair + S::lanes <= count; pair += S::lanes) {
-    apply_apart<false>(x + 2 * pair, y + 2 * pair, SortLanes<T>{swapped});
-    word |= std::uint64_t(S::movemask(swapped)) << (pair - i);
-  }
-  if (pair < count) {
-    apply_apart_first(x + 2 * pair, y + 2 * pair, count - pair, SortLanes<T>{swapped});
-    word |= std::uint64_t(S::movemask(swapped)) << (pair - i);
-  }
-  write(bits_in_order<T>(word), count - i);
 }
 
 template <bool streaming, class T, class Bits>

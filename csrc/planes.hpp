@@ -6,7 +6,6 @@
 
 namespace lipvae::LIPVAE_ISA {
 
-constexpr int word_bits = 64;    // of the code
 constexpr int code_ahead = 512;  // bytes, where it is read
 
 // Two planes of `inner` elements, at least a vector, which follow one another in x and in y; y may be x.
@@ -69,27 +68,15 @@ void sort_planes(const T* x, T* y, std::int64_t pairs, std::int64_t inner, std::
   BitWriter writer(code);
   for (; pairs > 0; --pairs, x += 2 * inner, y += 2 * inner) {
     const PlanePair<far, T> planes(x, y, inner);
+    auto sort = [&](std::int64_t i, Mask& swapped) __attribute__((always_inline)) {
+      planes.apply(i, SortLanes<T>{swapped});
+    };
     std::int64_t i = 0;
-    for (; i + word_bits <= inner; i += word_bits) {
-      std::uint64_t word = 0;
-#pragma GCC unroll 2
-      for (int v = 0; v < word_bits; v += 4 * S::lanes) {
-        Mask swapped[4];
-#pragma GCC unroll 4
-        for (int u = 0; u < 4; ++u) planes.apply(i + v + u * S::lanes, SortLanes<T>{swapped[u]});
-        word |= S::movemask4(swapped) << v;
-      }
-      writer.put(word, word_bits);
-    }
+    for (; i + word_bits <= inner; i += word_bits) writer.put(sort_word<T>(i, i + word_bits, sort), word_bits);
     if (i == inner) continue;
-    std::uint64_t word = 0;
-    Mask swapped;
-    std::int64_t j = i;
-    for (; j <= last; j += S::lanes) {
-      planes.apply(j, SortLanes<T>{swapped});
-      word |= std::uint64_t(S::movemask(swapped)) << (j - i);
-    }
-    if (j < inner) {
+    std::uint64_t word = sort_word<T>(i, inner, sort);
+    if (inner % S::lanes != 0) {
+      Mask swapped;
       planes.apply_last(SortLanes<T>{swapped});
       const std::uint64_t bits = S::movemask(swapped);
       word |= last >= i ? bits << (last - i) : bits >> (i - last);
