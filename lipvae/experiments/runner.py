@@ -249,9 +249,9 @@ class Runner:
         cost = {
             "single": count * (budget.num_samples / 128 * decode + _CODE_LENGTHS),
             "draws": count * budget.num_draws * budget.draw_samples / 128 * decode,
-            "regret": 4
+            "regret": 8
             * decode
-            * budget.regret.samples
+            * budget.regret.pairs
             * budget.regret.steps
             * budget.regret_images
             / 128,

@@ -257,7 +257,7 @@ QUICK = Budget(
     draw_samples=16,
     calibration_images=500,
     regret_images=128,
-    regret=RegretSettings(steps=50, lr=0.1, samples=2),
+    regret=RegretSettings(steps=50, lr=0.1, pairs=1),
 )
 FULL = Budget(
     name="full",
@@ -272,5 +272,5 @@ FULL = Budget(
     draw_samples=32,
     calibration_images=1000,
     regret_images=256,
-    regret=RegretSettings(steps=100, lr=0.05, samples=4),
+    regret=RegretSettings(steps=100, lr=0.05, pairs=2),
 )
