@@ -26,12 +26,20 @@ FREE = replace(
     name="lipschitz-free-log-variance-fc",
     title="Lipschitz VAE, M = 5, free log-variance",
 )
+# Differs from M = 20 in the constraint alone; the plain VAE in activations and initialisation, too.
+UNCONSTRAINED = replace(
+    fully_connected(lipschitz_spec(20)),
+    name="groupsort-fc",
+    title="GroupSort VAE, no constant",
+    radius=1e6,
+)
 ABLATION = Ablation(
     TITLE,
     "AUROC of each score, by the encoder; and the median L-infinity norm of the posterior means.",
     specs=(
         *(fully_connected(lipschitz_spec(constant)) for constant in (1, 2, 5, 20, 100)),
         FREE,
+        UNCONSTRAINED,
         replace(fully_connected(VANILLA), title="VAE, no constant"),
     ),
     scores=(

@@ -38,7 +38,7 @@ ENSEMBLES = (
             VANILLA,
             *(
                 replace(fully_connected(spec), title=f"{spec.title}, fully connected")
-                for spec in (lipschitz_spec(20), VANILLA)
+                for spec in (lipschitz_spec(5), lipschitz_spec(20), VANILLA)
             ),
         )
     ),

@@ -105,6 +105,8 @@ class Runner:
             "epochs": self._epochs(spec, inliers),
             "seed": seed,
         }
+        if spec.radius is not None:
+            configuration["radius"] = spec.radius
         return store.key_of(f"{inliers}-{spec.name}-s{seed}", configuration)
 
     def _epochs(self, spec: ModelSpec, inliers: str) -> int:
@@ -129,7 +131,8 @@ class Runner:
     def _train(self, path: Path, spec: ModelSpec, inliers: str, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = MODELS[spec.kind](**spec.arguments(self.images.shape(inliers)))
+            made = MODELS[spec.kind](**spec.arguments(self.images.shape(inliers)))
+        model = spec.with_radius(made)
         path.parent.mkdir(parents=True, exist_ok=True)
         # A run that is interrupted goes on from its last epoch.
         checkpoint = path.with_suffix(".checkpoint")
@@ -193,7 +196,7 @@ class Runner:
         """A model that has been trained."""
         model = lipvae.load(self._model_path(spec, inliers, seed), self.device)
         assert isinstance(model, VAE)
-        return model
+        return spec.with_radius(model)
 
     def ensemble(self, spec: EnsembleSpec, inliers: str, seed: int) -> VAE | Ensemble:
         """An ensemble whose parts are there; a Bayesian model draws its own."""

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from lipvae.data import NAMES
 from lipvae.data.registry import REGISTRY
 from lipvae.experiments import subsets
+from lipvae.models import VAE
+from lipvae.nn.sequential import lipschitz_layers
 from lipvae.scores.regret import RegretSettings
 
 COLOUR = ("cifar10", "svhn")
@@ -98,6 +100,8 @@ class ModelSpec:
         options: arguments besides those of the data.
         training: arguments of `lipvae.fit` besides those of the budget.
         times_epochs: how often it makes the budget's passes over the training images.
+        radius: of each Lipschitz layer, whatever it was initialised for; None for its own. One that
+            no weights reach takes the constraint away, and nothing else.
     """
 
     name: str
@@ -106,6 +110,7 @@ class ModelSpec:
     options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     times_epochs: int = 1
+    radius: float | None = None
 
     def arguments(self, shape: tuple[int, int, int]) -> dict[str, Any]:
         """The model's arguments for images of a shape: m = 10 for grey ones, 70 for colour."""
@@ -115,6 +120,13 @@ class ModelSpec:
             "latent_dim": 70 if colour else 10,
             "likelihood": "discretized_logistic" if colour else "bernoulli",
         } | self.options
+
+    def with_radius(self, model: VAE) -> VAE:
+        """The model, whose layers got this radius."""
+        if self.radius is not None:
+            for layer in lipschitz_layers(model):
+                layer.lipschitz = self.radius
+        return model
 
 
 VANILLA = ModelSpec("vanilla", "VAE", "VAE")
