@@ -156,7 +156,7 @@ def sobol_normal(seed: int, num_samples: int, dim: int, *, start: int = 0) -> Te
     over them has a smaller error than over independent ones, least where K is a power of two.
 
     Args:
-        seed: of the scrambling, in [0, 2^64).
+        seed: of the scrambling, in [0, 2^64); torch's generator takes the low 32 bits.
         num_samples: K, the number of rows.
         dim: m, the length of a row, at most 21,201.
         start: index of the first row; start + K at most 2^30.
@@ -189,5 +189,7 @@ def sobol_normal(seed: int, num_samples: int, dim: int, *, start: int = 0) -> Te
     engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
     engine.fast_forward(start)
     values = engine.draw(num_samples, dtype=torch.float64)
+    if start == 0:  # torch rounds the first point to the default dtype, which may make it 1
+        values[0] = engine.shift.double() * 2.0**-_SOBOL_BITS
     # In the middle of their cells: never 0 or 1.
     return torch.special.ndtri(values + 2.0 ** -(_SOBOL_BITS + 1))

@@ -19,7 +19,8 @@ PAIRS = 8
 # Step lengths tried along the direction, of a natural-gradient step.
 LENGTHS = (1.0, 0.5, 0.25, 0.125)
 
-# Of the noise: that of the scores' samples is stream 0, and no sample serves twice.
+# Of the noise: that of the scores' samples is stream 0. Draws of weights begin at stream 1 as well,
+# which does no harm: nothing compares the two.
 STREAM = 1
 
 # log p(x | z) [K, B] of samples [K, B, m] and targets [B, D].

@@ -76,7 +76,9 @@ class Scorer:
     gradient each input's mean first goes up its own ELBO, and the scores are those of the posterior
     found there: :mod:`lipvae.refinement`. On a Lipschitz VAE that took the inliers' heavy tail off
     the hole indicator; docs/results.md shows where it helps and where it does not. A step decodes
-    80 samples, 16 of them with a gradient.
+    80 samples, 16 of them with a gradient. ``f_lip`` and ``f_agg``, which compare the encoder's
+    answer to those for training images, and ``likelihood_regret``, which measures what the encoder
+    lost, keep the encoder's posterior.
 
     With ``noise="sobol"`` the samples fill the posterior evenly (randomised quasi-Monte Carlo). It
     costs nothing, and a score then hangs less on the seed: docs/results.md.

@@ -349,6 +349,39 @@ def test_model_certificate(architecture, likelihood):
         free.certificate("scale")
 
 
+# --- modules in two places ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, lambda a, b: nn.Sequential(nn.Sequential(a), b)])
+def test_a_layer_that_is_run_twice_counts_twice(wrap):
+    tripling = linear(3 * torch.eye(4), lipschitz=3.0)
+    certificate = certify(wrap(tripling, tripling))
+    assert 9.0 <= certificate.lipschitz <= 9.001
+    assert bool(((certificate.upper >= 9.0) & (certificate.upper <= 9.001)).all())
+
+
+def test_an_activation_that_is_shared_is_applied_in_each_place():
+    act = GroupSort(2)
+    first, second = linear(torch.eye(2)), linear(torch.eye(2), bias=[5.0, 0.0])
+    last = linear(torch.tensor([[1.0, 0.0]]))
+    shared = certify(nn.Sequential(first, act, second, act, last))
+    apart = certify(nn.Sequential(first, GroupSort(2), second, GroupSort(2), last))
+    assert torch.equal(shared.lower, apart.lower)
+    assert torch.equal(shared.upper, apart.upper)
+    assert shared.lower < 0.001  # f([0.2, 0.4]) is 0.4; without the second sort it would be 5.2
+
+
+def test_a_shared_layer_of_a_sequential_gets_its_share_for_each_place():
+    layer = linear(torch.eye(2), lipschitz=1.0)
+    net = LipschitzSequential(layer, GroupSort(2), layer, lipschitz=4.0)
+    assert layer.lipschitz == pytest.approx(2.0)
+    torch.testing.assert_close(layer.weight, 2 * torch.eye(2))  # scaled once
+    with torch.no_grad():
+        layer.weight.mul_(100)
+    moved = net(torch.ones(1, 2)) - net(torch.zeros(1, 2))
+    assert moved.abs().max() <= certify(net).lipschitz <= 4.0
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 
@@ -404,6 +437,17 @@ def test_refuses_what_it_does_not_know(net, message):
 def test_bad_arguments(net, arguments, error, message):
     with pytest.raises(error, match=message):
         certify(net, **arguments)
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("place", ["root", "layer"])
+def test_refuses_hooks(hook, place):
+    net = nn.Sequential(LipschitzLinear(4, 4), GroupSort(2))
+    handle = getattr(net if place == "root" else net[0], hook)(lambda *arguments: None)
+    with pytest.raises(TypeError, match="forward hooks"):
+        certify(net)
+    handle.remove()
+    certify(net)
 
 
 def test_unflatten_and_identity_pass_through():

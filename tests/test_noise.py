@@ -138,6 +138,19 @@ def test_sobol_rows_depend_on_their_index_alone() -> None:
     assert sobol_normal(2**64 - 1, 0, 3).shape == (0, 3)
 
 
+@pytest.mark.parametrize("seed", [483503, 538280])
+def test_the_first_sobol_point_is_not_rounded_to_one(seed: int) -> None:
+    points = sobol_normal(seed, 32, 10)
+    assert points.isfinite().all()
+    assert points.abs().max() < 6.3
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(points, sobol_normal(seed, 32, 10))
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_each_sobol_row_is_normal() -> None:
     rows = torch.stack([sobol_normal(seed, 6, 2) for seed in range(1500)])
     for k in range(6):

@@ -131,7 +131,7 @@ def render(result: dict[str, Any]) -> str:
         f"AUROC. Ensembles of {MEMBERS} trainings that share no seed, or of {budget['num_draws']} "
         f"draws; each model takes K = {budget['num_samples']} samples. SWAG and SGHMC draw in one "
         "more pass over the training images, from the VAE of the same seed. Alone: each of the "
-        "models. Together: the mean of their scores.\n"
+        "models, ± over all models of all seeds. Together: the mean of their scores.\n"
     )
     for pair in result["pairs"]:
         parts.append(f"## {pair['title']}\n")

@@ -81,5 +81,5 @@ def preamble(title: str, result: dict[str, Any], *, draws: bool = True) -> str:
         f"{budget['colour_epochs']} for colour; {images} test images of each set, "
         f"K = {budget['num_samples']}{ensemble if draws else ''}.\n"
         'Percent; mean ± sample standard deviation over seeds. A dash under "paper" is a figure '
-        "that is not known here.\n"
+        "that is not known here.\n" + "".join(f"{line}\n" for line in result.get("remarks", ()))
     )

@@ -213,6 +213,12 @@ def render(result: dict[str, Any]) -> str:
         "AUPRC and FPR80 take as positive the class that the paper takes: inliers for WAIC, "
         "disagreement and entropy, outliers for the rest; the last column has the other AUPRC.\n"
     )
+    budget = result["budget"]
+    regret = budget["regret"]
+    parts.append(
+        f"Likelihood regret: {budget['regret_images']} images of each set, {regret['steps']} steps "
+        f"of Adam with {2 * regret['pairs']} samples of z each.\n"
+    )
     for pair in result["pairs"]:
         parts.append(f"## {pair['title']}{'' if pair['in_paper'] else ' (not in the paper)'}\n")
         if pair["unavailable"]:

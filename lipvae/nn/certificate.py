@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, linear
 
 from lipvae._validate import check_finite, check_shape, describe
 from lipvae.nn.layers import GroupSort, LipschitzConv2d, LipschitzLayer, LipschitzLinear
-from lipvae.nn.sequential import LipschitzSequential
+from lipvae.nn.sequential import LipschitzSequential, lipschitz_layers
 
 # Unit roundoff, and what flushing a subnormal number to zero costs.
 _ARITHMETIC = {torch.float32: (2.0**-24, 2.0**-126), torch.float64: (2.0**-53, 2.0**-1022)}
@@ -79,7 +79,8 @@ def certify(
 
     Args:
         module: LipschitzLinear, LipschitzConv2d, GroupSort, Flatten, Unflatten, Identity, or a
-            Sequential or LipschitzSequential of these, at any depth. Weights float32 or float64.
+            Sequential or LipschitzSequential of these, at any depth, none with forward hooks.
+            Weights float32 or float64.
         input_low: the box's lower corner: a number, or a tensor of one input's shape.
         input_high: its upper corner, likewise.
         input_shape: shape of one input. It is needed where both corners are numbers and the first
@@ -230,13 +231,20 @@ def _group_sort(size: int, dim: int, state: _State, name: str) -> _State:
 
 
 def _propagate(module: nn.Module, state: _State, executed: bool, name: str = "") -> _State:
+    title = f"{name or '(root)'} ({type(module).__name__})"
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise TypeError(
+            f"module {title} cannot be certified: it has forward hooks, which may change anything"
+        )
     # A subclass may compute anything, so types are matched exactly, but for a Sequential that
     # keeps Sequential's own forward.
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        for key, child in module.named_children():
+        # named_children() would leave out a module's second place.
+        for key, child in module._modules.items():
+            assert child is not None
             state = _propagate(child, state, executed, f"{name}.{key}" if name else key)
         return state
-    name = f"{name or '(root)'} ({type(module).__name__})"
+    name = title
     if type(module) is LipschitzLinear or type(module) is LipschitzConv2d:
         state = _affine(module, state, name, executed)
         if module.group_size is None:
@@ -268,14 +276,10 @@ def _check_dims(x: Tensor, expected: tuple[int | None, ...], name: str) -> None:
         raise ValueError(f"module {name} takes inputs of shape [{shape}], got {list(got)}")
 
 
-def _layers(module: nn.Module) -> list[LipschitzLayer]:
-    return [m for m in module.modules() if isinstance(m, LipschitzLayer)]
-
-
 def _norms(module: nn.Module) -> tuple[float, float]:
     """Products of the layers' actual norms and of their radii, rounded up."""
     lipschitz = bound = 1.0
-    for layer in _layers(module):
+    for layer in lipschitz_layers(module):
         rows = layer.projected_weight().detach().cpu().double().flatten(1).abs()
         sums = rows.sum(1)
         # Only rows that may be the largest get the exact sum.
@@ -317,7 +321,7 @@ def _box(
 
 
 def _first_shape(module: nn.Module) -> tuple[int, ...]:
-    layers = _layers(module)
+    layers = lipschitz_layers(module)
     if layers and isinstance(layers[0], LipschitzLinear):
         return (layers[0].in_features,)
     raise ValueError(

@@ -13,14 +13,22 @@ _ROUNDING = 2.0**-23
 
 
 def lipschitz_layers(*modules: nn.Module) -> list[LipschitzLayer]:
-    """The Lipschitz layers in `modules`, at any depth, each once, in order."""
-    found = {
-        id(layer): layer
-        for module in modules
-        for layer in module.modules()
-        if isinstance(layer, LipschitzLayer)
-    }
-    return list(found.values())
+    """The Lipschitz layers in `modules`, at any depth, in order; one that is there twice, twice.
+
+    Example:
+        >>> from lipvae.nn import LipschitzLinear
+        >>> shared = LipschitzLinear(4, 4)
+        >>> len(lipschitz_layers(nn.Sequential(shared, nn.Sequential(shared))))
+        2
+    """
+    found: list[LipschitzLayer] = []
+    for module in modules:
+        if isinstance(module, LipschitzLayer):
+            found.append(module)
+        else:
+            # children() and modules() would leave out repetitions, which Sequential runs.
+            found += lipschitz_layers(*(m for m in module._modules.values() if m is not None))
+    return found
 
 
 def layer_radius(lipschitz: float, layers: int) -> float:
@@ -47,13 +55,14 @@ def set_lipschitz(layers: list[LipschitzLayer], lipschitz: float) -> None:
     inside its ball.
 
     Args:
-        layers: layers that follow one another, with 1-Lipschitz maps between them.
+        layers: layers that follow one another, with 1-Lipschitz maps between them. One that comes
+            twice counts twice.
         lipschitz: M > 0.
     """
     if not layers:
         raise ValueError("layers must hold at least one Lipschitz layer, got none")
     radius = layer_radius(lipschitz, len(layers))
-    for layer in layers:
+    for layer in dict.fromkeys(layers):
         layer.weight.mul_(radius / layer.lipschitz)
         layer.lipschitz = radius
 
@@ -62,7 +71,8 @@ class LipschitzSequential(nn.Sequential):
     """Layers in sequence that are M-Lipschitz together, equation (2).
 
     Each of the K Lipschitz layers inside, at any depth, gets the radius r = M^(1/K), rounded
-    down; its raw weight scales along (see :func:`set_lipschitz`).
+    down; its raw weight scales along (see :func:`set_lipschitz`). A layer that stands in two places
+    counts twice.
 
     Args:
         *layers: modules; those that are not Lipschitz layers must be 1-Lipschitz (GroupSort,

@@ -41,10 +41,11 @@ def _gaussian(parameters: Tensor, x: Tensor) -> Tensor:
 
 
 def _discretized_logistic(parameters: Tensor, x: Tensor) -> Tensor:
-    """Mass of a logistic with (mean, log scale) on the bin of x, one of 256 on [0, 1].
+    """Mass of a logistic with (mean, log scale) on the interval of width 1/255 around x.
 
-    The outer bins reach to infinity (Salimans et al. 2017). The mass between two points comes
-    from sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - exp(b - a)), which does not cancel.
+    At a grey level that is its bin, one of 256 on [0, 1]; the outer ones reach to infinity
+    (Salimans et al. 2017). The mass between two points comes from
+    sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - exp(b - a)), which does not cancel.
     """
     mean, log_scale = parameters.unbind(-2)
     inverse = torch.exp(-log_scale)
