@@ -43,17 +43,30 @@ def print_case(rows: Sequence[Row], skipped: dict[str, str]) -> None:
         print(f"  {name:34} left out: {reason}")
 
 
-def run(settings: Settings, ops: Sequence[str], path: Path) -> list[Row]:
-    """Measures the cases of some ops; the file at `path` holds all rows after each op."""
+def run(settings: Settings, ops: Sequence[str], path: Path) -> tuple[list[Row], list[str]]:
+    """Measures the cases of some ops; the file at `path` holds all rows after each op.
+
+    A case that fails does not take the others with it: what failed is returned beside the rows.
+    """
     shared = machine.describe(settings.device)
     rows: list[Row] = []
     skipped: list[dict[str, str]] = []
+    failed: list[str] = []
+
+    def fail(what: str, error: Exception) -> None:
+        failed.append(f"{what}: {type(error).__name__}: {error}")
+        print(f"\nFAILED: {failed[-1]}")
+
     print(", ".join(f"{key}: {value}" for key, value in shared.items()))
     for op in ops:
-        module = importlib.import_module(f"bench.bench_{op}")
         try:
-            for case in module.cases(settings):
-                found = [row | shared for row in run_case(case, settings.budget, settings.device)]
+            for case in importlib.import_module(f"bench.bench_{op}").cases(settings):
+                try:
+                    measured = run_case(case, settings.budget, settings.device)
+                except Exception as error:
+                    fail(f"{op}, {case.variant}, {case.shape}", error)
+                    continue
+                found = [row | shared for row in measured]
                 rows += found
                 skipped += [
                     {"op": op, "variant": case.variant, "provider": name, "reason": reason}
@@ -63,8 +76,10 @@ def run(settings: Settings, ops: Sequence[str], path: Path) -> list[Row]:
         except Skip as error:
             print(f"\n{op}: left out: {error}")
             skipped.append({"op": op, "reason": str(error)})
+        except Exception as error:
+            fail(op, error)
         results.save(path, rows, skipped)
-    return rows
+    return rows, failed
 
 
 def default_path(options: argparse.Namespace) -> Path:
@@ -109,14 +124,16 @@ def _measure(arguments: Sequence[str]) -> int:
     torch.manual_seed(0)
     start = time.perf_counter()
     path = options.json or default_path(options)
-    rows = run(Settings(options.device, options.quick), options.op or OPS, path)
+    rows, failed = run(Settings(options.device, options.quick), options.op or OPS, path)
     print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
     print(f"written to {path}")
     if options.check:
         asked = options.op or OPS
         verdicts = bars.judge(rows, options.device)
         print("\n" + bars.table(v for v in verdicts if v.bar.op in asked))
-    return 0
+    if failed:
+        print("\nfailed:\n" + "\n".join(failed))
+    return int(bool(failed))
 
 
 def _report(arguments: Sequence[str]) -> int:

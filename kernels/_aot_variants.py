@@ -62,8 +62,9 @@ def _l1_ball() -> Iterator[Variant]:
                 "threshold_ptr": "*fp64",
                 "radius": "fp64",
                 "cols": "i32",
+                "is_warm": "i32",
             }
-            flags = {"WARM": True, "PROJECT": True, "BY_THRESHOLD": False}
+            flags = {"PROJECT": True, "BY_THRESHOLD": False}
             name = f"l1_ball forward, {cols} columns, {dtype}"
             yield _variant(name, l1_ball.project_rows, forward, {**config, **flags})
             backward = {

@@ -1,7 +1,7 @@
 """Tiles for the matrix products: which ones exist, which one a shape gets.
 
-A cost model ranks the tiles; the best is taken. That needs no measurement, so the first call of a
-shape costs what every call costs and may be captured in a CUDA graph. With
+A cost model ranks the tiles; the best is taken, which needs no measurement. The first call of a
+shape compiles its kernels, so make it before a CUDA graph captures one. With
 ``LIPVAE_TRITON_AUTOTUNE=1`` the best few by the model are timed on the first call of a shape
 (outside a capture), and the fastest is kept for the process.
 """

@@ -94,7 +94,8 @@ def compiled(variant: Variant, target: str) -> Any:
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if signature[name].startswith("*") or signature[name] == "i32"
+        if signature[name].startswith("*")
+        or (signature[name] == "i32" and not variant.kernel.params[i].do_not_specialize)
     }
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **OPTIONS}
     source = ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)

@@ -46,7 +46,9 @@ def _shrink_row(row, out, hi, lo, cols, CHUNK: tl.constexpr):
         tl.store(out + chunk, soft_threshold(w, hi, lo), mask=chunk < cols)
 
 
-@triton.jit
+# Passes without thresholds to start from run the same code: the pass that a CUDA graph captures is
+# one, after others that had them, and nothing can be compiled inside a capture.
+@triton.jit(do_not_specialize=["is_warm"])
 def project_rows(
     weight_ptr,
     warm_ptr,
@@ -54,10 +56,10 @@ def project_rows(
     threshold_ptr,
     radius: tl.float64,
     cols,
+    is_warm,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     RESIDENT: tl.constexpr,
-    WARM: tl.constexpr,
     PROJECT: tl.constexpr,
     BY_THRESHOLD: tl.constexpr,
 ):
@@ -85,9 +87,8 @@ def project_rows(
     beyond = tl.sqrt(norm.to(tl.float32)) - tl.sqrt(radius.to(tl.float32))
     delta = peak - over(norm - radius + BOX * (beyond * beyond).to(tl.float64), cols)
     delta = tl.minimum(radius, delta)
-    if WARM:
-        previous = peak - tl.load(warm_ptr + index)
-        delta = tl.where((previous > 0) & (previous < peak), previous, delta)
+    previous = peak - tl.load(warm_ptr + index, mask=is_warm != 0, other=0.0)
+    delta = tl.where((previous > 0) & (previous < peak), previous, delta)
     if RESIDENT:
         column = tl.arange(0, BLOCK)
         w = tl.load(row + column, mask=column < cols, other=0.0).to(tl.float32)
@@ -228,7 +229,7 @@ def _run(
                 threshold,
                 radius,
                 cols,
-                WARM=warm is not None,
+                int(warm is not None),
                 PROJECT=project,
                 BY_THRESHOLD=by_threshold,
                 **row_config(cols),

@@ -45,8 +45,9 @@ GROUP = 8
 # of all images that a thread decodes at once by the C++ kernels.
 ENCODED, DECODED = 512, 1024
 
-# Noise that is kept instead of being drawn again for every image, in bytes.
-NOISE_BUDGET = 4 << 20
+# Noise that is kept instead of being drawn again for every block of images, in bytes. A GPU would wait
+# for it to be drawn.
+NOISE_BUDGET, GPU_NOISE_BUDGET = 4 << 20, 256 << 20
 
 
 class NoiseTiles:
@@ -63,18 +64,19 @@ class NoiseTiles:
         self.num_samples, self._seed, self._dim = num_samples, seed, dim
         self._draw = sobol_normal if kind == "sobol" else standard_normal
         self._starts = range(0, num_samples, TILE)
-        self._kept = self._starts[: NOISE_BUDGET // (8 * TILE * dim)]
         self._tiles: dict[tuple[torch.device, int], Tensor] = {}
 
     def on(self, device: torch.device) -> Iterator[Tensor]:
         """Yields the tiles."""
+        budget = NOISE_BUDGET if device.type == "cpu" else GPU_NOISE_BUDGET
+        kept = self._starts[: budget // (8 * TILE * self._dim)]
         for start in self._starts:
             tile = self._tiles.get((device, start))
             if tile is None:
                 count = min(TILE, self.num_samples - start)
                 noise = self._draw(self._seed, count, self._dim, start=start)
                 tile = noise.unsqueeze(1).to(device)
-                if start in self._kept:
+                if start in kept:
                     self._tiles[device, start] = tile
             yield tile
 

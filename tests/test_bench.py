@@ -6,12 +6,14 @@ import load_bench  # noqa: F401
 import pytest
 import torch
 
+import lipvae
 from bench import (
     bars,
     bench_importance_linear,
     bench_l1_ball,
     bench_lipschitz_linear,
     bench_scores,
+    bench_vmf,
     harness,
     memory,
     report,
@@ -256,6 +258,37 @@ def test_aims_are_judged_by_rows_of_a_gpu():
     page = report.section(rows, [])
     assert "### Aims on a GPU" in page
     assert "not measured on a GPU" not in page
+
+
+def test_a_case_that_fails_leaves_the_others(monkeypatch, tmp_path, capsys):
+    def cases(settings):
+        def fail():
+            raise ValueError("of another dtype")
+
+        limit, ours = Provider("limit", "limit", lambda: None), Provider("ours", "ours", fail)
+        yield Case("vmf", "broken", {"n": 1}, torch.float32, [limit, ours])
+        works = Provider("ours", "ours", lambda: None)
+        yield Case("vmf", "sound", {"n": 1}, torch.float32, [limit, works])
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(bench_vmf, "cases", cases)
+    monkeypatch.setattr(Settings, "budget", TINY)
+    path = tmp_path / "rows.json"
+    assert main(["--quick", "--op", "vmf", "--json", str(path)]) == 1
+    assert {row["variant"] for row in json.loads(path.read_text())["rows"]} == {"sound"}
+    printed = capsys.readouterr().out
+    assert "vmf, broken, {'n': 1}: ValueError: of another dtype" in printed
+    assert "vmf: RuntimeError: no more" in printed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_unfused_head_takes_images_in_float32(kind):
+    """As a GPU runs it; importance of half logits is tested in tests/kernels."""
+    case = bench_importance_linear.fused_case("bernoulli", (2, 2, 8), QUICK, kind)
+    for provider in case.providers:
+        if provider.role == "ours":
+            with lipvae.backend("reference"):
+                assert provider.run().isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["float32", "tf32"])  # a CPU takes no halves

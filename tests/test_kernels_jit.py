@@ -8,6 +8,7 @@ and all.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,15 +52,15 @@ class _Driver:
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
-    """The names of the kernels that were launched, which compiles them and runs nothing."""
-    names: list[str] = []
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]:
+    """The kernels that were launched, which compiles them and runs nothing."""
+    kernels: list[Any] = []
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **keywords)
         assert kernel.asm["cubin"]
-        names.append(self.__name__)
+        kernels.append(kernel)
         return kernel
 
     monkeypatch.setattr(JITFunction, "run", compile_only)
@@ -69,7 +70,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[s
             if name.startswith("lipvae.kernels.") and hasattr(module, check):
                 monkeypatch.setattr(module, check, lambda _name, value, dim=None: value)
     driver.set_active(_Driver())
-    yield names
+    yield kernels
     driver.set_active(None)  # the next to ask looks for one
 
 
@@ -176,6 +177,34 @@ LAUNCHES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_a_launch_compiles(name: str, compiled: list[str]) -> None:
+def test_a_launch_compiles(name: str, compiled: list[Any]) -> None:
     LAUNCHES[name]()
     assert compiled
+
+
+def test_a_captured_pass_runs_the_kernel_of_its_warm_up(compiled: list[Any]) -> None:
+    """A captured pass has no thresholds to start from, and may compile nothing."""
+    weight, threshold = rand(3, 784), torch.zeros(3, dtype=torch.float64)
+    for warm in (None, threshold, threshold, None):
+        l1_ball.l1_ball_forward(weight, 1.0, warm)
+        l1_ball.l1_ball_threshold(weight, 1.0, warm)
+    assert len(compiled) == 8
+    assert len({kernel.hash for kernel in compiled}) == 2
+
+
+def reductions(kernel: Any) -> list[str]:
+    """The operands that a kernel reduces, with the layouts over its threads."""
+    text = kernel.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg\..*)$", text, re.M))
+    operands = re.findall(r"^\s*\}\) : \((tensor<.*?)\) ->", text, re.M)
+    return [re.sub(r"#\w+", lambda m: layouts.get(m[0], m[0]), operand) for operand in operands]
+
+
+@pytest.mark.parametrize("before", [0, 128])
+def test_the_order_of_sums_does_not_depend_on_the_batch(before: int, compiled: list[Any]) -> None:
+    for images in (1, 2, 7, 8, 13, 16, 64):
+        statistics(128, images, before, torch.float32)
+    found = [reductions(kernel) for kernel in compiled]
+    assert len(found) == 7
+    assert found[0]
+    assert all(each == found[0] for each in found)

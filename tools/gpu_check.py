@@ -1,7 +1,9 @@
 """Builds, tests and measures on a GPU machine: one JSON file and one table.
 
 Run from the checkout's root: ``python tools/gpu_check.py [--out FOLDER]``. Needs a GPU that torch
-sees, a C++ compiler and pip; says so and stops where there is none.
+sees, a C++ compiler and pip; says so and stops where there is none. Both files are written anew
+after every step, so a run that is cut off leaves what it had; ``--only`` picks steps, for a machine
+that is lent for less time than all take.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Exit status of pytest when no test is marked gpu.
 NO_TESTS = 5
+STEPS = ("build", "tests", "bench", "sanitizer")
 
 
 def command(title: str, arguments: list[str], **variables: str) -> dict[str, object]:
@@ -60,14 +63,15 @@ def compute_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=toolkit)
 
 
-def tests(sanitizer: str | None) -> list[dict[str, object]]:
-    """The gpu tests, alone and, where it is installed, under compute-sanitizer."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
-    steps = [command("gpu tests", pytest)]
-    title = "gpu tests under compute-sanitizer"
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
+
+
+def sanitized_tests() -> dict[str, object]:
+    """The gpu tests under compute-sanitizer, where it is installed."""
+    title, sanitizer = "gpu tests under compute-sanitizer", compute_sanitizer()
     if sanitizer is None:
         print("\n== compute-sanitizer is not installed: memory checks left out")
-        return [*steps, {"step": title, "status": None, "seconds": 0.0}]
+        return {"step": title, "status": None, "seconds": 0.0}
     # Every tensor is an allocation of its own: torch's allocator puts many into one, where an
     # access beyond a tensor's end finds its neighbour. Nothing can be captured that way.
     watched = [
@@ -79,36 +83,54 @@ def tests(sanitizer: str | None) -> list[dict[str, object]]:
         "--error-exitcode",
         "86",
     ]
-    chosen = [*watched, *pytest, "-k", "not captured"]
-    return [*steps, command(title, chosen, PYTORCH_NO_CUDA_MEMORY_CACHING="1")]
+    chosen = [*watched, *PYTEST, "-k", "not captured"]
+    return command(title, chosen, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "out", help="folder (default: out)")
     parser.add_argument("--quick", action="store_true", help="few shapes")
+    parser.add_argument("--op", action="append", help="the bench of this op only (repeatable)")
+    parser.add_argument(
+        "--only", choices=STEPS, action="append", help="this step only (repeatable; default: all)"
+    )
     options = parser.parse_args()
     device = gpu()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     rows = out / "gpu-bench.json"
     rows.unlink(missing_ok=True)
+    bench = [sys.executable, "-m", "bench", "--device", "cuda", "--json", str(rows)]
+    bench += ["--quick"] if options.quick else []
+    bench += [word for op in options.op or () for word in ("--op", op)]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "-e", f"{ROOT}[test]"]
+    # The slowest last.
+    run = {
+        "build": lambda: command("build", pip),
+        "tests": lambda: command("gpu tests", PYTEST),
+        "bench": lambda: command("bench", bench),
+        "sanitizer": sanitized_tests,
+    }
+    steps: list[dict[str, object]] = []
+    for name in STEPS:
+        if name not in (options.only or STEPS):
+            continue
+        steps.append(run[name]())
+        write(out, device, steps, rows)
+        if name == "build" and steps[-1]["status"] != 0:
+            break
+    rows.unlink(missing_ok=True)
+    print(f"\nwritten: {out / 'gpu-check.json'}, {out / 'gpu-check.md'}")
+    return int(any(step["status"] not in (0, None) for step in steps))
 
-    steps = [
-        command("build", [sys.executable, "-m", "pip", "install", "-q", "-e", f"{ROOT}[test]"])
-    ]
-    if steps[0]["status"] == 0:
-        steps += tests(compute_sanitizer())
-        bench = [sys.executable, "-m", "bench", "--device", "cuda", "--json", str(rows)]
-        steps.append(command("bench", [*bench, "--quick"] if options.quick else bench))
 
+def write(out: Path, device: dict[str, str], steps: list[dict[str, object]], rows: Path) -> None:
+    """Both files, of the steps so far and the rows that the bench has left."""
     measured = json.loads(rows.read_text())["rows"] if rows.exists() else []
     report = {"gpu": device, "steps": steps, "rows": measured}
     (out / "gpu-check.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "gpu-check.md").write_text(markdown(device, steps, rows if measured else None))
-    rows.unlink(missing_ok=True)
-    print(f"\nwritten: {out / 'gpu-check.json'}, {out / 'gpu-check.md'}")
-    return int(any(step["status"] not in (0, None) for step in steps))
 
 
 def markdown(device: dict[str, str], steps: list[dict[str, object]], rows: Path | None) -> str:

@@ -32,7 +32,8 @@ def test_two_captured_training_passes_do_not_share_memory() -> None:
         with torch.cuda.graph(graph):
             y = layer(static)
             (grad,) = torch.autograd.grad(y, layer.weight, torch.ones_like(y))
-        graphs.append((graph, static, y, grad))
+        # Kept with its graph, y would keep gradient nodes of the capture's stream.
+        graphs.append((graph, static, y.detach(), grad))
     torch.cuda.empty_cache()
     for graph, static, y, grad in graphs:
         static.copy_(torch.rand_like(x))
