@@ -37,8 +37,8 @@ def _merged(mean, squares, other_mean, other_squares, before, count):
     return mean + delta * (count / total), squares
 
 
-# Whether the batch is 1, or a multiple of 16, would change how loads are laid out over threads, and so
-# the order of the sums.
+# Whether the batch is 1, or a multiple of 16, would change how loads are laid out over threads, and
+# so the order of the sums.
 @triton.jit(do_not_specialize=["batch"])
 def add_samples(
     log_likelihood_ptr,

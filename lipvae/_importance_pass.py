@@ -45,8 +45,8 @@ GROUP = 8
 # of all images that a thread decodes at once by the C++ kernels.
 ENCODED, DECODED = 512, 1024
 
-# Noise that is kept instead of being drawn again for every block of images, in bytes. A GPU would wait
-# for it to be drawn.
+# Noise that is kept instead of being drawn again for every block of images, in bytes. A GPU would
+# wait for it.
 NOISE_BUDGET, GPU_NOISE_BUDGET = 4 << 20, 256 << 20
 
 
