@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lipvae import _packed_decoder, _packed_encoder
 from lipvae._backend import requested
@@ -24,6 +28,7 @@ class PackedModel:
     """
 
     def __init__(self, model: VAE) -> None:
+        _watch_optimizers()
         self._model = model
         self._frozen = FrozenLayers(model)
         self._state = _state(model)
@@ -80,3 +85,16 @@ def _state(model: VAE) -> list[object] | None:
 
 def _identity(weight: Tensor) -> tuple[object, ...]:
     return weight.data_ptr(), weight._version, weight.dtype, weight.shape, weight.stride()
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    """From here on torch's fused optimizers count versions of what they change, as others do."""
+    register_optimizer_step_post_hook(_count_fused_step)
+
+
+def _count_fused_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            if parameter.grad is not None and not parameter.is_inference():
+                increment_version(parameter)

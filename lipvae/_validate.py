@@ -103,5 +103,9 @@ def check_unit_interval(name: str, value: Tensor) -> None:
     low, high = torch.stack(torch.aminmax(value.detach())).tolist()
     if not (low >= 0 and high <= 1):
         check_finite(name, value)
-        hint = "; divide 8-bit pixels by 255" if high > 1 and low >= 0 and high <= 255 else ""
-        raise ValueError(f"{name} must lie in [0, 1], got [{low:g}, {high:g}]{hint}")
+        hint = ""
+        if low > -0.01 and high < 1.01:
+            hint = "; clamp(0, 1) what a resize has rounded"
+        elif low >= 0 and high <= 255:
+            hint = "; divide 8-bit pixels by 255"
+        raise ValueError(f"{name} must lie in [0, 1], got [{low:.9g}, {high:.9g}]{hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,13 @@ class Settings:
     keep: str
     epochs: int
     images: int
+    data: str
+
+
+def fingerprint(images: Tensor) -> str:
+    """Tells training sets apart, by some 256 images that are spread over the set."""
+    some = images[:: max(1, len(images) // 256)].contiguous().cpu()
+    return hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 @dataclass
@@ -103,6 +111,11 @@ def _compare(path: Path, model: VAE, settings: Settings, content: dict[str, Any]
         got = theirs.get(name)
         if name == "epochs" and settings.schedule == "constant":
             continue  # a constant rate knows no end, so a run may be prolonged
+        if got != value and name in ("images", "data"):
+            raise ValueError(
+                f"checkpoint {str(path)!r} is of a run on other training images, or with another "
+                f"share held out for validation: its {name} is {got!r}, not {value!r}"
+            )
         if got != value:
             raise ValueError(
                 f"checkpoint {str(path)!r} is of another run: its {name} is {got!r}, not {value!r}"

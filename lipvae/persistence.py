@@ -150,12 +150,23 @@ def write_archive(
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(to_bytes({k: v.cpu() for k, v in tensors.items()}, metadata))
+            file.writelines(_serialised({k: v.cpu() for k, v in tensors.items()}, metadata))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _serialised(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, bytes]:
+    """Header and tensors; safetensors shuffles the metadata, which makes equal files differ."""
+    raw = to_bytes(tensors, metadata)
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, raw[start:]
 
 
 def read_archive(

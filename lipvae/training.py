@@ -159,13 +159,14 @@ def fit(
         keep=_choice("keep", keep, ("last", "best")),
         epochs=check_count("epochs", epochs),
         images=0,
+        data="",
     )
     if resume and checkpoint is None:
         raise ValueError("resume needs a checkpoint, got None")
     train, held_out = batches.split(model, data, validation, seed)
     if keep == "best" and held_out is None:
         raise ValueError("keep='best' needs validation images, got validation=0")
-    settings.images = len(train)
+    settings.images, settings.data = len(train), checkpoints.fingerprint(train)
     if device is not None:
         model.to(device)
     where = next(model.parameters()).device

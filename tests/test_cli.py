@@ -134,6 +134,54 @@ def test_fit_does_not_replace_a_model_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "m" / "model.safetensors").read_bytes() != before
 
 
+def test_fit_does_not_throw_away_a_stopped_run(tmp_path: Path) -> None:
+    arguments = ["fit", "digits:test", "-o", tmp_path / "m", "--epochs", 2, *FC, "-q"]
+    run(*arguments)
+    (tmp_path / "m" / "model.safetensors").unlink()  # as a run that was interrupted leaves it
+    checkpoint = (tmp_path / "m" / "checkpoint.safetensors").read_bytes()
+    assert "run that was stopped; add --resume or --overwrite" in refused(*arguments)
+    assert (tmp_path / "m" / "checkpoint.safetensors").read_bytes() == checkpoint
+    run(*arguments, "--resume")
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+
+
+def test_an_interrupted_fit_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, checkpoint: Path, **options: object) -> None:
+        checkpoint.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lipvae, "fit", stop)
+    found = RUNNER.invoke(app, ["fit", "digits:test", "-o", str(tmp_path / "m"), *map(str, FC)])
+    assert found.exit_code == 130
+    assert "--resume" in found.stderr
+
+
+def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run("fit", "digits:test", "-o", tmp_path / name, "--epochs", 1, *FC, "-q")
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert a == b
+
+
+def test_the_history_is_json_without_validation_images(tmp_path: Path) -> None:
+    run("fit", "digits:test", "-o", tmp_path / "m", "--epochs", 1, "--validation", 0, *FC, "-q")
+    text = (tmp_path / "m" / "history.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["history"]["validation_elbo"] == [None]
+
+
+def test_a_missing_folder_is_told_before_the_work(tmp_path: Path, model: Path) -> None:
+    missing = tmp_path / "none"
+    score = ["score", model, "digits:test", "--inliers", tmp_path / "no-such-file.npy"]
+    assert "there is no folder" in refused(*score, "-o", missing / "s.csv")
+    for option, name in (("--plot", "p.png"), ("--json", "p.json")):
+        arguments = ["--inliers", "digits:test", "--outliers", "digits:train", option]
+        text = refused("evaluate", model, *arguments, missing / name)
+        assert f"{option}: there is no folder" in text
+
+
 def test_fit_takes_files_and_a_vanilla_model(tmp_path: Path, images: np.ndarray) -> None:
     np.save(tmp_path / "x.npy", images)
     run(

@@ -23,6 +23,38 @@ def as_float(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.astype(np.float32) / np.float32(255))
 
 
+def save(pixels: np.ndarray, path: Path, **options: object) -> None:
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
+        path, **options
+    )
+
+
+def test_a_picture_that_was_stored_turned_is_turned_back(tmp_path: Path) -> None:
+    upright = GREY[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    save(np.rot90(upright, 1, (1, 2)), tmp_path / "a.png", exif=exif)
+    save(upright, tmp_path / "b.png")
+    for shape in (None, (1, 6, 5)):
+        found = read_all(open_inputs(tmp_path, shape))
+        assert torch.equal(found[0], found[1])
+
+
+def test_a_folder_with_colour_anywhere_is_colour(tmp_path: Path) -> None:
+    save(GREY[0], tmp_path / "0.png")
+    save(COLOUR[0], tmp_path / "1.png")
+    found = read_all(open_inputs(tmp_path, None))
+    assert torch.equal(found, as_float(np.stack([GREY[0].repeat(3, 0), COLOUR[0]])))
+    assert open_inputs(tmp_path / "0.png", None).shape == (1, 6, 5)
+
+
+def test_a_file_of_several_images_is_refused(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(grey[0]) for grey in GREY[:2])
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match=r"stack\.tif holds 2 images"):
+        read_all(open_inputs(tmp_path, (1, 6, 5)))
+
+
 @pytest.mark.parametrize(
     ("array", "shape", "expected"),
     [

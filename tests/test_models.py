@@ -238,6 +238,8 @@ def test_pixels_are_checked_outside_training():
     model = small().eval()
     x = torch.rand(2, 1, 8, 8)
     model.encode(x)
+    with pytest.raises(ValueError, match=r"got \[0, 1.00000024\]; clamp\(0, 1\)"):
+        model.encode(torch.tensor([0.0, 1 + 2.0**-22]).repeat(32).view(1, 1, 8, 8))
     with pytest.raises(ValueError, match=r"x must lie in \[0, 1\].*divide 8-bit pixels by 255"):
         model.encode(x * 255)
     with pytest.raises(ValueError, match="x must be finite"):

@@ -388,6 +388,26 @@ def test_compiles_in_one_graph():
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (nn.Sequential(nn.Linear(4, 6), GroupSort(2)), (5, 4)),
+        (nn.Sequential(nn.Linear(4, 6), GroupSort(3)), (5, 4)),
+        (LipschitzLinear(4, 6, group_size=3), (5, 4)),
+        (LipschitzConv2d(1, 4, 3, group_size=2), (5, 1, 6, 6)),
+    ],
+)
+def test_a_batch_of_any_size_is_exported_and_compiled(net, shape):
+    """Recorded gradients, too, leave the size open."""
+    x = torch.rand(shape)
+    size = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: size},)).module()
+    other = torch.rand(9, *shape[1:])
+    torch.testing.assert_close(program(other), net(other))
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(other), net(other))
+
+
 def test_exports():
     net = encoder().eval()
     x = torch.rand(3, 1, 8, 8)

@@ -324,6 +324,12 @@ def _step(model: lipvae.VAE) -> None:
     optimizer.step()
 
 
+def _fused_step(model: lipvae.VAE) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # counts no version itself
+    model.elbo(torch.rand(4, *model.input_shape)).sum().backward()
+    optimizer.step()
+
+
 def _new_storage(model: lipvae.VAE) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data + 0.01
@@ -345,7 +351,9 @@ def _load(model: lipvae.VAE) -> None:
     model.load_state_dict({k: v * 1.5 for k, v in model.state_dict().items()})
 
 
-@pytest.mark.parametrize("change", [_step, _new_storage, _radius, _activation, _hook, _load])
+@pytest.mark.parametrize(
+    "change", [_step, _fused_step, _new_storage, _radius, _activation, _hook, _load]
+)
 @pytest.mark.parametrize("kind", ["group sort", "Lipschitz decoder"])
 def test_no_score_is_of_weights_that_were(kind: str, change: Callable[[lipvae.VAE], None]) -> None:
     model = make(kind)

@@ -622,3 +622,15 @@ def test_kernels_of_few_items_share_the_threads(count: int) -> None:
         assert _workers.kernel_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cls", [lipvae.VAE, lipvae.LipschitzVAE])
+def test_a_scorer_follows_the_training(cls: type[lipvae.VAE]) -> None:
+    model = cls((1, 8, 8), 4, "fc", (32,))
+    x = torch.rand(100, 1, 8, 8)
+    scorer = lipvae.Scorer(model, ["elbo"], 8)
+    before = scorer(x)["elbo"]
+    lipvae.fit(model, x, epochs=2, progress=False)
+    after = scorer(x)["elbo"]
+    assert not torch.equal(after, before)
+    assert torch.equal(after, lipvae.Scorer(model, ["elbo"], 8)(x)["elbo"])

@@ -192,6 +192,13 @@ def test_resume_refuses_another_run(change, message, tmp_path):
         train(checkpoint=path, resume=True, **change)
 
 
+def test_resume_refuses_other_images_of_the_same_number(tmp_path):
+    path = tmp_path / "run.safetensors"
+    train(checkpoint=path)
+    with pytest.raises(ValueError, match="of a run on other training images"):
+        train(checkpoint=path, resume=True, data=1 - images())
+
+
 def test_resume_refuses_another_end_of_a_cosine(tmp_path):
     path = tmp_path / "run.safetensors"
     train(checkpoint=path, schedule="cosine")

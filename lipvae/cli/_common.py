@@ -267,3 +267,13 @@ def score_all(
     """The scores of all images, [N] each."""
     parts = [scores for _, scores in score_inputs(scorer, inputs, batch_size, quiet)]
     return {name: torch.cat([part[name] for part in parts]) for name in scorer.names}
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Before long work whose result goes there.
+
+    Raises:
+        FileNotFoundError: if the folder of a file to be written does not exist.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise FileNotFoundError(f"{option}: there is no folder {str(path.parent)!r}")

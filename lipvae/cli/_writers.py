@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from lipvae.cli._common import check_folder
+
 COLUMNS = ("input", "id")
 
 
@@ -113,6 +115,13 @@ class ParquetWriter(ScoreWriter):
         self._file.write_table(self._arrow.table(columns, schema=self._schema))
 
 
+def check_out(path: Path | None) -> None:
+    """What :func:`open_writer` refuses, before long work."""
+    if path is not None and path.suffix.lower() not in (".csv", ".parquet"):
+        raise ValueError(f"--out must end in .csv or .parquet, got {str(path)!r}")
+    check_folder("--out", path)
+
+
 def open_writer(path: Path | None, names: Sequence[str]) -> ScoreWriter:
     """The writer of a path: CSV or Parquet by its ending, CSV to stdout without one.
 
@@ -122,8 +131,5 @@ def open_writer(path: Path | None, names: Sequence[str]) -> ScoreWriter:
     """
     if path is None:
         return CsvWriter(None, names)
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"--out must end in .csv or .parquet, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--out: there is no folder {str(path.parent)!r}")
+    check_out(path)
     return (CsvWriter if path.suffix.lower() == ".csv" else ParquetWriter)(path, names)

@@ -68,6 +68,8 @@ def evaluate(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"--inliers and --outliers must differ, got {', '.join(repeated)} twice")
+    common.check_folder("--json", json_out)
+    common.check_folder("--plot", plot)
     for source in (inner, *outer):
         source.limit(limit)
     found = compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,6 +134,11 @@ def fit(
         raise ValueError(f"--out must be a folder, got the file {out}")
     checkpoint = out / CHECKPOINT_FILE
     first = checkpoint if members == 1 else member_checkpoint(checkpoint, 0)
+    if first.is_file() and not (resume or overwrite):
+        raise ValueError(
+            f"--out: {out} holds the checkpoint of a run that was stopped; add --resume or "
+            "--overwrite"
+        )
     if resume and not first.is_file():
         raise ValueError(f"--resume: there is no {first.name} in {out}")
     where = common.pick_device(device)
@@ -172,10 +178,15 @@ def fit(
         for path in (checkpoint, *out.glob(f"{checkpoint.stem}-[0-9]*{checkpoint.suffix}")):
             path.unlink(missing_ok=True)
     trained: VAE | Ensemble
-    if members == 1:
-        trained, histories = model_0, [lipvae.fit(model_0, images, **options)]
-    else:
-        trained, histories = fit_ensemble(make, images, size=members, **options)
+    try:
+        if members == 1:
+            trained, histories = model_0, [lipvae.fit(model_0, images, **options)]
+        else:
+            trained, histories = fit_ensemble(make, images, size=members, **options)
+    except KeyboardInterrupt:
+        if first.is_file():
+            common.console(stderr=True).print("stopped; go on by the same command and --resume")
+        raise typer.Exit(130) from None
     models = trained.members if isinstance(trained, Ensemble) else (trained,)
     lipvae.save(trained, out / common.MODEL_FILE)
     content: dict[str, Any] = {"data": data, "seed": seed, "config": models[0].config}
@@ -183,11 +194,21 @@ def fit(
         content["history"] = histories[0].to_dict()
     else:
         content["members"] = [history.to_dict() for history in histories]
-    (out / HISTORY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+    (out / HISTORY_FILE).write_text(text + "\n", encoding="utf-8")
     if not quiet:
         for one, history in zip(models, histories, strict=True):
             _summarise(one, history)
         common.console().print(f"model: {out / common.MODEL_FILE}", soft_wrap=True)
+
+
+def _without_nan(value: Any) -> Any:
+    """What was not measured is null: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> Any:

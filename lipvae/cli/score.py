@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lipvae.cli import _common as common
-from lipvae.cli._writers import open_writer
+from lipvae.cli._writers import check_out, open_writer
 from lipvae.conformal import p_values
 from lipvae.inputs import open_inputs
 
@@ -67,6 +67,7 @@ def score(
     )
     shape = loaded.input_shape
     sources = [open_inputs(spec, shape, split=split, resize=resize) for spec in inputs]
+    check_out(out)
     passing = {}
     if inliers is not None:
         held_out = open_inputs(inliers, shape, split=split, resize=resize)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lipvae.inputs._base import Batch, Inputs, InputShape
 
@@ -14,12 +14,15 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", 
 
 # Modes of 8 bits a channel at most. Others (16 bits, floating point) would be clipped.
 _MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
+_GREY = ("1", "L", "LA")
 
 
 class FolderInputs(Inputs):
     """Every image under a folder, in the order of the names, or a single image file.
 
-    Grey models see the luma of a colour image, colour models a grey image three times.
+    Grey models see the luma of a colour image, colour models a grey image three times. Without a
+    model the images are colour ones if any of them is. A picture that a camera stored turned, as
+    its EXIF orientation says, is turned back.
     """
 
     def __init__(self, path: Path, input_shape: InputShape | None, *, resize: bool) -> None:
@@ -33,8 +36,8 @@ class FolderInputs(Inputs):
         else:
             self._root, self._files = path.parent, [path]
         if input_shape is None:
-            pixels = _read(self._files[0], None, resize=False)
-            input_shape = pixels.shape[0], pixels.shape[1], pixels.shape[2]
+            _, height, width = _read(self._files[0], None, resize=False).shape
+            input_shape = 3 if any(map(_is_colour, self._files)) else 1, height, width
         if input_shape[0] not in (1, 3):
             raise ValueError(
                 f"{path}: image files have 1 or 3 channels, the model takes {input_shape[0]}"
@@ -57,7 +60,10 @@ def _read(file: Path, shape: InputShape | None, *, resize: bool) -> np.ndarray:
                 raise ValueError(f"{file} must have 8 bits a channel, got mode {stored.mode}")
             if _is_transparent(stored):
                 raise ValueError(f"{file} has transparent pixels; flatten it onto a background")
-            image = stored.convert(_mode(stored, shape))
+            frames = getattr(stored, "n_frames", 1)
+            if frames > 1 and stored.format in ("TIFF", "WEBP"):
+                raise ValueError(f"{file} holds {frames} images; store one in a file")
+            image = ImageOps.exif_transpose(stored).convert(_mode(stored, shape))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
     if shape is not None and image.size != (shape[2], shape[1]):
@@ -74,7 +80,15 @@ def _read(file: Path, shape: InputShape | None, *, resize: bool) -> np.ndarray:
 def _mode(image: Image.Image, shape: InputShape | None) -> str:
     if shape is not None:
         return "L" if shape[0] == 1 else "RGB"
-    return "L" if image.mode in ("1", "L", "LA") else "RGB"
+    return "L" if image.mode in _GREY else "RGB"
+
+
+def _is_colour(file: Path) -> bool:
+    try:
+        with Image.open(file) as stored:
+            return stored.mode not in _GREY
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def _is_transparent(image: Image.Image) -> bool:

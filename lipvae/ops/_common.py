@@ -9,8 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch.autograd import Function, forward_ad
 
 from lipvae._backend import backend, requested
 
@@ -50,25 +49,41 @@ def direct_apply(function: type[Function]) -> Callable[..., Any]:
 
 def first_order(
     backward: Callable[Concatenate[Any, _Grads], _Gradients],
+    again: Callable[Concatenate[Any, _Grads], _Gradients] | None = None,
 ) -> Callable[Concatenate[Any, _Grads], _Gradients]:
-    """A Function's backward pass without a second derivative, on the backend of its forward pass.
+    """A Function's backward pass, on the backend of its forward pass.
 
     That backend is `ctx.requested`: autograd runs backward passes on a thread of its own for CUDA
-    tensors, which knows of no choice that :func:`lipvae.backend` made for another thread. Only a
-    graph of the backward pass needs torch's decorator, whose Python no cache holds after a matrix
-    product.
+    tensors, which knows of no choice that :func:`lipvae.backend` made for another thread.
+
+    Args:
+        backward: by the kernels, which autograd does not see into.
+        again: by torch's operations alone, where a graph of the backward pass is wanted. Without
+            it that is refused: torch's `once_differentiable` would leave the second derivative out
+            of sums that have other terms, without a word.
     """
-    refusing_another = once_differentiable(backward)
 
     @functools.wraps(backward)
     def run(ctx: Any, *grads: _Grads.args, **none: _Grads.kwargs) -> _Gradients:
-        call = refusing_another if torch.is_grad_enabled() else backward
+        if torch.is_grad_enabled():
+            if again is None:
+                name = backward.__qualname__.split(".")[0].lstrip("_")
+                raise RuntimeError(f"{name} has no second derivative: create_graph must be False")
+            with backend("reference"):
+                return again(ctx, *grads, **none)
         if ctx.requested == requested() or ctx.requested is None:
-            return call(ctx, *grads, **none)
+            return backward(ctx, *grads, **none)
         with backend(ctx.requested):
-            return call(ctx, *grads, **none)
+            return backward(ctx, *grads, **none)
 
     return run
+
+
+def any_order(
+    backward: Callable[Concatenate[Any, _Grads], _Gradients],
+) -> Callable[Concatenate[Any, _Grads], _Gradients]:
+    """:func:`first_order` of a pass that the reference makes by torch's operations alone."""
+    return first_order(backward, backward)
 
 
 def autocasting(device: torch.device) -> bool:
@@ -89,7 +104,14 @@ def compiling() -> bool:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd will ask for a gradient with respect to any of the tensors."""
+    """Whether autograd will ask for a gradient with respect to any of the tensors.
+
+    Tangents of forward-mode differentiation count, so that a Function refuses them.
+    """
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                return True
     if not torch.is_grad_enabled():
         return False
     for tensor in tensors:  # noqa: SIM110 (any() with a generator takes twice as long)

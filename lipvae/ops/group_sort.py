@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import CPU, compiling, dtype_code, first_order, needs_grad
+from lipvae.ops._common import CPU, any_order, compiling, dtype_code, needs_grad
 
 
 def _extent(x: Tensor, dim: int) -> tuple[int, int, int]:
-    return x.shape[:dim].numel(), x.shape[dim], x.shape[dim + 1 :].numel()
+    # Not by numel(), which makes a symbolic size a constant.
+    return math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
 
 
 def code_shape(x: Tensor, group_size: int, dim: int) -> tuple[int, int, int]:
@@ -132,7 +134,7 @@ class _GroupSort(torch.autograd.Function):
         return y
 
     @staticmethod
-    @first_order
+    @any_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (code,) = ctx.saved_tensors
         return backward(grad, code, ctx.group_size, ctx.dim), None, None
@@ -154,7 +156,8 @@ def group_sort(x: Tensor, group_size: int, dim: int) -> Tensor:
         return x
     dim = dim % x.dim()
     if group_size not in reference.NETWORKS:
-        choose("group_sort", x, kernel=False)
+        if not compiling():
+            choose("group_sort", x, kernel=False)
         return reference.group_sort(x, group_size, dim)
     grad = needs_grad(x)
     if compiling():

@@ -10,7 +10,7 @@ from torch import Tensor
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, first_order, needs_grad
+from lipvae.ops._common import any_order, compiling, dtype_code, needs_grad
 
 FAMILY_CODES = {family: code for code, family in enumerate(reference.FAMILIES)}
 
@@ -114,7 +114,7 @@ class _Importance(torch.autograd.Function):
         return forward(parameters, target, family)
 
     @staticmethod
-    @first_order
+    @any_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         parameters, target = ctx.saved_tensors
         return backward(grad, parameters, target, ctx.family), None, None

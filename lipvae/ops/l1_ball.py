@@ -10,7 +10,7 @@ from torch import Tensor
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import CPU, compiling, dtype_code, first_order, needs_grad
+from lipvae.ops._common import CPU, any_order, compiling, dtype_code, needs_grad
 
 
 def forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ class _L1Ball(torch.autograd.Function):
         return projected, threshold
 
     @staticmethod
-    @first_order
+    @any_order
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
         if grad is None:
             return None, None, None

@@ -30,7 +30,7 @@ from lipvae.ops.group_sort import forward as group_sort_forward
 from lipvae.ops.group_sort import group_sort, rows_code_shape
 from lipvae.ops.l1_ball import backward as l1_ball_backward
 from lipvae.ops.l1_ball import forward as l1_ball_forward
-from lipvae.ops.l1_ball import shrink
+from lipvae.ops.l1_ball import l1_ball, shrink
 from lipvae.ops.packed_lipschitz import cpp_backward, cpp_forward
 
 
@@ -190,6 +190,31 @@ def _op_vjp(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, .
 _op.register_autograd(_op_vjp, setup_context=_op_setup)
 
 
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs, group_size = _needs(ctx), ctx.group_size
+    if ctx.record is None:
+        x, weight, _, threshold, code = ctx.saved_tensors
+        grads = backward(grad, x, weight, threshold, code, group_size, needs)
+    else:
+        x, weight, _ = ctx.saved_tensors
+        grads = cpp_backward(grad, x, weight, group_size, needs, ctx.record)
+    return *grads, None, None, None, None
+
+
+def _backward_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The same from the layer's parts, each of which has a second derivative."""
+    x, weight, bias = ctx.saved_tensors[:3]
+    y = linear(x, l1_ball(weight, ctx.radius)[0], bias)
+    y = group_sort(y, ctx.group_size, -1) if ctx.group_size else y
+    needs = _needs(ctx)
+    wanted = [t for t, need in zip((x, weight, bias), needs, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return *(next(found) if need else None for need in needs), None, None, None, None
+
+
+_either_backward = first_order(_backward, _backward_again)
+
+
 class _LipschitzLinear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -202,30 +227,22 @@ class _LipschitzLinear(torch.autograd.Function):
         warm: Tensor | None,
         thresholds: list[Tensor],
     ) -> Tensor:
-        ctx.group_size, ctx.has_bias = group_size, bias is not None
+        ctx.group_size, ctx.has_bias, ctx.radius = group_size, bias is not None, radius
         ctx.requested, ctx.record = requested(), None
         if choose("lipschitz_linear", x) == "cpp":
             y, threshold, ctx.record = cpp_forward(
                 x, weight, bias, radius, group_size, warm, recording=True
             )
-            ctx.save_for_backward(x, weight)
+            ctx.save_for_backward(x, weight, bias)
         else:
             y, threshold, code = forward(x, weight, bias, radius, group_size, warm, True)
-            ctx.save_for_backward(x, weight, threshold, code)
+            ctx.save_for_backward(x, weight, bias, threshold, code)
         thresholds.append(threshold)  # an output without a gradient would cost more
         return y
 
     @staticmethod
-    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs, group_size = _needs(ctx), ctx.group_size
-        if ctx.record is None:
-            x, weight, threshold, code = ctx.saved_tensors
-            grads = backward(grad, x, weight, threshold, code, group_size, needs)
-        else:
-            x, weight = ctx.saved_tensors
-            grads = cpp_backward(grad, x, weight, group_size, needs, ctx.record)
-        return *grads, None, None, None, None
+        return _either_backward(ctx, grad)
 
 
 _apply = direct_apply(_LipschitzLinear)

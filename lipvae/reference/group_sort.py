@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,9 +24,9 @@ NETWORKS: dict[int, Network] = {
 def _grouped(x: Tensor, group_size: int, dim: int) -> Tensor:
     """[..., n, ...] -> [outer, groups, group_size, inner]."""
     dim = dim % x.dim()
-    inner = x.shape[dim + 1 :].numel()
+    inner = math.prod(x.shape[dim + 1 :])
     groups = x.shape[dim] // group_size
-    return x.reshape(x.shape[:dim].numel(), groups, group_size, inner)
+    return x.reshape(math.prod(x.shape[:dim]), groups, group_size, inner)
 
 
 def group_sort(x: Tensor, group_size: int = 2, dim: int = -1) -> Tensor:
