@@ -303,14 +303,16 @@ std::unique_ptr<Record> lipschitz_linear_forward(
   bool listed = false;
   const lipvae::LipschitzLinear arguments{
       pointer<const void>(x), pointer<const void>(weight), pointer<const void>(bias), radius,
-      pointer<const double>(warm), pointer<void>(y), pointer<double>(threshold), pointer<void>(panels),
+      pointer<const double>(warm), pointer<void>(y),
+      // Where warm is, another thread may write while this one reads.
+      record ? record->threshold() : pointer<double>(threshold), pointer<void>(panels),
       group_size, record ? record->code() : pointer<std::uint8_t>(code), rows, columns, inner,
       dtype_of(dtype), threads, record ? record->entries() : nullptr, &listed};
   {
     py::gil_scoped_release release;
     lipvae::kernels().lipschitz_linear(arguments);
   }
-  if (record) std::copy_n(pointer<const double>(threshold), columns, record->threshold());
+  if (record) std::copy_n(record->threshold(), columns, pointer<double>(threshold));
   if (record && !listed) record->drop_entries();
   return record;
 }

@@ -77,10 +77,17 @@ def can_pack(layers: Iterable[nn.Module]) -> bool:
                 return False
         elif kind is not nn.Linear and kind is not LipschitzLinear:
             return False
-        if hooked(layer):
+        if hooked(layer) or not _has_own_bias(layer):
             return False
         before = kind
     return True
+
+
+def _has_own_bias(layer: nn.Module) -> bool:
+    """Whether a bias there is has one entry for each output; torch adds any that broadcasts."""
+    if not isinstance(layer, nn.Linear | LipschitzLinear) or layer.bias is None:
+        return True
+    return layer.bias.shape == layer.weight.shape[:1]
 
 
 def hooked(module: nn.Module) -> bool:

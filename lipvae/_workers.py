@@ -49,10 +49,16 @@ def _pool(size: int) -> ThreadPoolExecutor:
                 started.wait()
 
             pool = ThreadPoolExecutor(size, thread_name_prefix="lipvae")
-            for _ in range(size):
-                pool.submit(start)
-            started.wait()
-            torch.set_num_threads(threads)
+            try:
+                for _ in range(size):
+                    pool.submit(start)
+                started.wait()
+            except BaseException:  # a thread may not start; the others would wait for it for ever
+                started.abort()
+                pool.shutdown(wait=False)
+                raise
+            finally:
+                torch.set_num_threads(threads)
             _pools[size] = pool
         return _pools[size]
 

@@ -7,6 +7,8 @@ import itertools
 import pytest
 import torch
 from conftest import assert_as_accurate
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import lipvae
 from lipvae import reference
@@ -147,3 +149,14 @@ def test_opcheck_and_compile(backend: str) -> None:
         assert torch.equal(out, eager)
         expected = torch.autograd.grad(eager, x, grad)[0]
         assert torch.equal(torch.autograd.grad(out, x, grad)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit, on itself
+def test_tracers_see_the_operator() -> None:
+    x, other = torch.randn(2, 4), torch.randn(2, 4)
+    traced = torch.jit.trace(lambda t: group_sort(t, 2), x, check_trace=False)
+    assert torch.equal(traced(other), group_sort(other, 2))
+    graph = make_fx(lambda t: group_sort(t, 2))(x)
+    assert torch.equal(graph(other), group_sort(other, 2))
+    with FakeTensorMode():
+        assert group_sort(torch.randn(3, 8), 4).shape == (3, 8)

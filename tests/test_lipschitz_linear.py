@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import assert_as_accurate
@@ -333,3 +335,68 @@ def test_opcheck_compile_and_export(backend: str) -> None:
 
         exported = torch.export.export(Layer(), (x.detach(),))
         assert torch.equal(exported.module()(x.detach()), eager)
+
+
+def test_a_layer_that_got_a_wider_weight_starts_anew() -> None:
+    """Its thresholds are of the old one."""
+    torch.manual_seed(0)
+    layer = lipvae.nn.LipschitzLinear(16, 8)
+    x = torch.randn(3, 16)
+    layer(x)
+    layer.weight = torch.nn.Parameter(torch.randn(4096, 16))
+    layer.bias = torch.nn.Parameter(torch.randn(4096))
+    other = lipvae.nn.LipschitzLinear(16, 4096)
+    other.load_state_dict(layer.state_dict())
+    for _ in range(2):
+        assert torch.equal(layer(x), other(x))
+    assert layer.threshold.shape == (4096,)
+
+
+@pytest.mark.parametrize("bias", [torch.zeros(1), torch.zeros(8).double(), torch.zeros(9)])
+def test_a_bias_that_is_not_the_weights_is_refused(bias: torch.Tensor) -> None:
+    layer = lipvae.nn.LipschitzLinear(16, 8)
+    layer.bias = torch.nn.Parameter(bias)
+    with pytest.raises(ValueError, match=r"bias must have shape \[8\]"):
+        layer(torch.randn(3, 16))
+
+
+def test_thresholds_of_another_dtype_are_not_read() -> None:
+    layer = lipvae.nn.LipschitzLinear(16, 8)
+    x = torch.randn(3, 16)
+    expected = layer(x)
+    state = {name: value.float() for name, value in layer.state_dict(keep_vars=True).items()}
+    state["threshold"] = torch.full((8,), torch.nan)
+    assert torch.equal(torch.func.functional_call(layer, state, (x,)), expected)
+
+
+def test_gradients_do_not_depend_on_the_threads() -> None:
+    """Rows as full as these fit a list or do not, by how they are cut: not by the threads."""
+    torch.manual_seed(0)
+    weight = torch.zeros(1024, 1024)
+    for r in range(1024):
+        count = 8 if r < 512 else 200
+        weight[r, torch.randperm(1024)[:count]] = torch.randn(count).sign()
+    weight += 1e-4 * torch.randn(1024, 1024)
+    x, grad = torch.randn(128, 1024), torch.randn(128, 1024)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 4):
+            torch.set_num_threads(count)
+            inputs = [t.clone().requires_grad_() for t in (x, weight)]
+            y = lipschitz_linear(*inputs, None, 1.0)
+            found.append([y.detach(), *torch.autograd.grad(y, inputs, grad)])
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
+
+
+def test_a_copy_of_a_frozen_layer_is_not_frozen() -> None:
+    layer = lipvae.nn.LipschitzLinear(4, 4).eval()
+    with lipvae.nn.frozen(layer), torch.no_grad():
+        layer(torch.ones(1, 4))
+        copied = copy.deepcopy(layer)
+    with torch.no_grad():
+        copied.weight.zero_()
+        copied.bias.zero_()
+        assert torch.equal(copied(torch.ones(1, 4)), torch.zeros(1, 4))

@@ -182,6 +182,10 @@ class LipschitzLayer(nn.Module):
         on_gpu = self._buffers["threshold"].is_cuda  # type: ignore[union-attr]
         return not (on_gpu and torch.cuda.is_current_stream_capturing())
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is not inside the block that froze this layer, and nothing would thaw it.
+        return self.__dict__ | {"_frozen": None}
+
     def _freeze(self) -> Any:
         """What :func:`frozen` keeps of the layer."""
         return self.projected_weight()

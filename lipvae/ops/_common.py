@@ -99,8 +99,16 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 
 def compiling() -> bool:
-    """Whether torch.compile or torch.export traces this call."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting()
+    """Whether something traces this call, torch.compile or another.
+
+    It has to see an operator: what a kernel writes to an address leaves no trace.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

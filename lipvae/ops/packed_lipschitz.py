@@ -17,7 +17,7 @@ from lipvae._backend import cpp_module
 from lipvae._workers import kernel_threads
 from lipvae.ops._common import CPU, dtype_code
 from lipvae.ops.group_sort import group_sort
-from lipvae.ops.panels import PackedLinear, empty_panels
+from lipvae.ops.panels import PackedLinear, check_bias, empty_panels
 
 
 def cpp_forward(
@@ -39,8 +39,12 @@ def cpp_forward(
     :func:`cpp_backward` needs, and the thresholds are written over `warm`, if given.
     """
     x, weight = x.contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    if bias is not None:
+        check_bias(bias, weight)
+        bias = bias.contiguous()
     rows, (columns, inner) = x.shape[0], weight.shape
+    if warm is not None and not _fits(warm, columns):
+        warm = None  # of a layer that has got another weight
     y = torch.empty(rows, columns, dtype=weight.dtype, device=CPU)
     # In a cache that a product has filled, making a tensor takes microseconds.
     if recording and warm is not None:
@@ -107,6 +111,15 @@ def cpp_backward(
         kernel_threads(),
     )
     return grad_x, grad_weight, grad_bias
+
+
+def _fits(warm: Tensor, columns: int) -> bool:
+    return (
+        warm.dtype == torch.float64
+        and warm.shape == (columns,)
+        and warm.is_contiguous()
+        and warm.is_cpu
+    )
 
 
 class PackedLipschitzLinear:

@@ -12,8 +12,18 @@ import math
 from torch import Tensor
 
 from lipvae._backend import cpp_module
+from lipvae._validate import describe
 from lipvae._workers import kernel_threads
 from lipvae.ops._common import dtype_code
+
+
+def check_bias(bias: Tensor, weight: Tensor) -> None:
+    """Requires [out] of the type of the weight [out, in], whose kernels read it by its address."""
+    if bias.dtype != weight.dtype or bias.shape != weight.shape[:1] or bias.device != weight.device:
+        raise ValueError(
+            f"bias must have shape [{weight.shape[0]}] and the weight's {weight.dtype} on "
+            f"{weight.device}, got {describe(bias)}"
+        )
 
 
 def empty_panels(weight: Tensor, planes: int = 1, dims: slice = slice(None)) -> Tensor:
@@ -43,6 +53,8 @@ def pack(
     Returns:
         [P, ceil(d / width), 1 + H, width] for the d dimensions of `dims`.
     """
+    if bias is not None:
+        check_bias(bias, weight)
     total, inner = weight.shape[0] // planes, weight.shape[1]
     start, stop, _ = dims.indices(total)
     module, dtype = cpp_module(), dtype_code(weight)
