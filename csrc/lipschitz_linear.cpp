@@ -27,19 +27,19 @@ bool seems_dense(const LipschitzLinear& a) {
 template <class T>
 bool list(const LipschitzLinear& a, const Entries<T>& to) {
   constexpr std::int64_t block = 16;  // rows projected one after the other
-  // Rows that share their room. They are the same whatever the threads, and so is what fits.
-  constexpr std::int64_t group = 2 * block;
+  // Rows that share their room, or more at the end. They are the same whatever the threads, and so is what fits.
+  constexpr std::int64_t group = 4 * block;
   const T* weight = static_cast<const T*>(a.weight);
-  const std::int64_t columns = a.columns, inner = a.inner, groups = (columns + group - 1) / group;
+  const std::int64_t columns = a.columns, inner = a.inner, groups = columns < group ? 1 : columns / group;
   const double bytes = 2.0 * double(columns) * double(inner) * sizeof(T);
   const bool fetching = double(columns) * double(inner) * sizeof(T) > fetched_bytes;
   bool fits = true;
   parallel_for(groups, bytes, a.threads, [&](std::int64_t begin, std::int64_t end) {
     RowProjector<T> projector(inner, a.radius, FetchHalves(fetching));
-    const std::int64_t last = end * group < columns ? end * group : columns;
+    const std::int64_t last = end < groups ? end * group : columns;
     std::int64_t at = 0;
     for (std::int64_t c = begin * group; c < last;) {
-      if (c % group == 0) at = entries_places(c, inner);
+      if (c % group == 0 && c < groups * group) at = entries_places(c, inner);
       const std::int64_t count = last - c < block ? last - c : block;
       projector.project(weight + c * inner, count, a.warm ? a.warm + c : nullptr, nullptr, a.threshold + c,
                         false);
