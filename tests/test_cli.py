@@ -158,6 +158,51 @@ def test_an_interrupted_fit_says_how_to_go_on(
     assert "--resume" in found.stderr
 
 
+def test_every_option_of_fit_reaches_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+
+    def take(model: lipvae.VAE, images: torch.Tensor, **options: object) -> None:
+        seen.update(options, model=model)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(lipvae, "fit", take)
+    given = {
+        "epochs": 3, "batch_size": 17, "lr": 0.02, "warmup": 2, "schedule": "cosine",
+        "keep": "best", "validation": 0.25, "seed": 9,
+    }  # fmt: skip
+    words = [
+        word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    assert "seen" in refused("fit", "digits:test", "-o", tmp_path / "m", *FC, *words)
+    assert {name: seen[name] for name in given} == given
+    assert isinstance(seen["model"], lipvae.LipschitzVAE)
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_every_option_of_scoring_reaches_the_scorer(
+    command: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, object] = {}
+
+    def take(model: lipvae.VAE, scores: object, **options: object) -> None:
+        seen.update(options, scores=scores)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("lipvae.cli._common.Scorer", take)
+    given = {"num_samples": 7, "seed": 5, "refine": 2, "batch_size": 11, "noise": "sobol"}
+    words = [
+        word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    words += ["--scores", "elbo,ess", "--decoder-dtype", "bfloat16"]
+    places = ["digits:test"] if command == "score" else ["--inliers", "digits:test"]
+    places += [] if command == "score" else ["--outliers", "digits:train"]
+    assert "seen" in refused(command, model, *places, *words)
+    given |= {"scores": ["elbo", "ess"], "decoder_dtype": torch.bfloat16}
+    assert {name: seen[name] for name in given} == given
+
+
 def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run("fit", "digits:test", "-o", tmp_path / name, "--epochs", 1, *FC, "-q")

@@ -290,6 +290,16 @@ def test_nothing_is_gained_from_the_noise_of_the_optimisation(pairs: int) -> Non
         assert ((found >= 0) & (found < 0.1)).all()
 
 
+def test_regret_depends_on_the_seed_of_the_scorer() -> None:
+    model, x = small(), torch.rand(3, 1, 8, 8)
+    first, again, other = (
+        lipvae.Scorer(model, ["likelihood_regret"], 2, seed)(x)["likelihood_regret"]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_regret_without_steps_is_zero() -> None:
     model, x = small(), torch.rand(5, 1, 8, 8)
     assert (regret.regret(model, x, settings=regret.RegretSettings(0)) == 0).all()

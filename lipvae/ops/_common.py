@@ -98,6 +98,14 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return contextlib.nullcontext()
 
 
+_MODES = torch._C._TorchDispatchModeKey
+
+
+def _traced_by_a_mode() -> bool:
+    modes = (_MODES.PROXY, _MODES.FAKE)
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
+
+
 def compiling() -> bool:
     """Whether something traces this call, torch.compile or another.
 
@@ -107,7 +115,7 @@ def compiling() -> bool:
         torch.compiler.is_compiling()
         or torch.compiler.is_exporting()
         or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
+        or (torch._C._len_torch_dispatch_stack() > 0 and _traced_by_a_mode())
     )
 
 
