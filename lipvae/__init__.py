@@ -8,7 +8,7 @@ from pathlib import Path as _Path
 
 import torch  # noqa: F401  (first: lipvae._C shares its OpenMP runtime)
 
-from lipvae import functional, likelihoods, nn
+from lipvae import data, functional, likelihoods, nn
 from lipvae._backend import backend
 from lipvae._backend import warn_without_extension as _warn_without_extension
 from lipvae.conformal import p_values
@@ -29,6 +29,7 @@ __all__ = [
     "LipschitzVAE",
     "Scorer",
     "backend",
+    "data",
     "fit",
     "functional",
     "likelihoods",

@@ -93,7 +93,7 @@ BatchSize = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Images in memory at once. On a CPU no score depends on it.",
+        help="Images in memory at once. On a CPU no score but likelihood_regret depends on it.",
         rich_help_panel="Computing",
     ),
 ]

@@ -54,7 +54,10 @@ def fit(
         ),
     ] = 10,
     architecture: Annotated[
-        str, typer.Option(help="conv, fc, or auto: conv where it fits.", rich_help_panel=_MODEL)
+        str,
+        typer.Option(
+            help="conv, fc, or auto: conv from 16 x 16 pixels on.", rich_help_panel=_MODEL
+        ),
     ] = "auto",
     hidden: Annotated[
         str | None,

@@ -52,7 +52,7 @@ def score(
     """Score images: one row each, higher is more out-of-distribution.
 
     Files are read a batch at a time, so they may be larger than memory. The same image gets the
-    same scores whatever else is scored with it.
+    same scores whatever else is scored with it (likelihood_regret up to its last digits).
 
     **Examples**
 

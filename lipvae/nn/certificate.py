@@ -78,9 +78,9 @@ def certify(
     They hold for the backend in force, and cover neither TF32 nor Winograd's convolution.
 
     Args:
-        module: LipschitzLinear, LipschitzConv2d, GroupSort, Flatten, Unflatten, Identity, or a
-            Sequential or LipschitzSequential of these, at any depth, none with forward hooks.
-            Weights float32 or float64.
+        module: LipschitzLinear, LipschitzConv2d, GroupSort, Flatten, Unflatten, PixelShuffle,
+            Identity, or a Sequential or LipschitzSequential of these, at any depth, none with
+            forward hooks. Weights float32 or float64.
         input_low: the box's lower corner: a number, or a tensor of one input's shape.
         input_high: its upper corner, likewise.
         input_shape: shape of one input. It is needed where both corners are numbers and the first

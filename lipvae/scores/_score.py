@@ -26,7 +26,7 @@ class Score:
         source: "statistics", those over k of one model; "draws", one of them over k for each
             model theta_s of an ensemble, float64 [S, B]; "images", the input alone; "evidence",
             several of these.
-        of: for "draws": which one, an attribute of `lipvae.ImportanceStatistics`.
+        of: for "draws": which one, an attribute of `lipvae.statistics.ImportanceStatistics`.
         calibrated: whether it needs :meth:`lipvae.Scorer.calibrate`.
         posterior: the family of q(z | x) that it is defined for; None for any.
     """
