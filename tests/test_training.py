@@ -213,6 +213,30 @@ def test_resume_refuses_a_model_file(tmp_path):
         train(checkpoint=path, resume=True)
 
 
+def test_resume_remembers_the_best_epoch(tmp_path):
+    path = tmp_path / "run.safetensors"
+    arguments = {"lr": 0.2, "validation": 0.3, "keep": "best"}
+    whole, history = train(VAE, epochs=12, **arguments)
+    # Stopped after the best epoch, so that the weights of it are the checkpoint's to give back.
+    train(VAE, epochs=11, checkpoint=path, **arguments)
+    assert history.best_epoch <= 10
+    resumed, _ = train(VAE, epochs=12, checkpoint=path, resume=True, **arguments)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_train_elbo_is_the_mean_over_the_batches():
+    """With a rate too small to change anything, that of the model."""
+    m = model(VAE)
+    torch.nn.init.constant_(m.loc.bias, 4.0)  # so that the KL counts
+    x = images(64)
+    history = fit(m, x, epochs=1, batch_size=16, lr=1e-12, validation=0, progress=False)
+    with torch.no_grad():
+        log_likelihood, kl = (t.mean().item() for t in m.elbo_terms(x, m.draw_noise(200, 64)))
+    assert history.train_kl[0] == pytest.approx(kl, rel=1e-4)
+    assert history.train_elbo[0] == pytest.approx(log_likelihood - kl, rel=0.02)
+    assert kl > 0.1 * abs(log_likelihood - kl)
+
+
 def test_keep_best():
     # A large rate makes the ELBO go up and down, so that the last epoch is not the best.
     arguments = {"lr": 0.2, "validation": 0.3}

@@ -86,6 +86,13 @@ class HypersphericalUniform(native.HypersphericalUniform):
         self.dim = dim
         self.device = torch.device(device)
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> HypersphericalUniform:
+        """The distribution with another batch shape."""
+        new = self._get_checked_instance(HypersphericalUniform, _instance)
+        new.device = self.device
+        super().expand(batch_shape, new)
+        return new
+
     def rsample(self, shape: Sequence[int] | int = ()) -> Tensor:
-        """Samples [*shape, dim + 1]."""
+        """Samples [*shape, ..., dim + 1]."""
         return super().rsample(_shape(shape))
