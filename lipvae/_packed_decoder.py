@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lipvae import _packed_layers as layers
 from lipvae import ops
 from lipvae._backend import choose
-from lipvae._walk import first_parameter
+from lipvae._walk import first_parameter, hooked
 from lipvae._workers import kernel_threads
 from lipvae.models import VAE
 from lipvae.ops.conv_transpose import PackedConvTranspose2d, fits
@@ -125,7 +125,7 @@ def pack(model: VAE) -> type[Packed] | None:
     if (
         choose("importance", first_parameter(model)) != "cpp"
         or not found
-        or any(map(layers.hooked, [model.decoder, *found]))
+        or any(map(hooked, [model.decoder, *found]))
         or type(found[-1]) is nn.ReLU
         or getattr(found[-1], "group_size", None) is not None
     ):

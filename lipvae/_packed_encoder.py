@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lipvae import _packed_layers as layers
 from lipvae._backend import choose
-from lipvae._walk import first_parameter
+from lipvae._walk import first_parameter, hooked
 from lipvae.models import VAE
 from lipvae.models.posterior import NormalPosterior
 
@@ -45,7 +45,7 @@ def can_pack(model: VAE) -> bool:
         choose("importance", first_parameter(model)) == "cpp"
         and bool(found)
         and type(found[0]) is nn.Flatten
-        and not layers.hooked(model.trunk)
+        and not hooked(model.trunk)
         and layers.can_pack([*found[1:], *heads])
         and not any(type(head) is nn.ReLU for head in heads)
         and all(getattr(head, "group_size", None) is None for head in heads)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lipvae._walk import hooked
 from lipvae.nn import LipschitzLinear
 from lipvae.ops.packed_lipschitz import PackedLipschitzLinear
 from lipvae.ops.panels import PackedLinear
@@ -88,8 +89,3 @@ def _has_own_bias(layer: nn.Module) -> bool:
     if not isinstance(layer, nn.Linear | LipschitzLinear) or layer.bias is None:
         return True
     return layer.bias.shape == layer.weight.shape[:1]
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward()."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -13,8 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from lipvae import _packed_decoder, _packed_encoder
 from lipvae._backend import requested
 from lipvae._packed_encoder import PackedEncoder
-from lipvae._packed_layers import hooked
-from lipvae._walk import modules
+from lipvae._walk import hooked, modules
 from lipvae.models import VAE
 from lipvae.nn.freezing import FrozenLayers
 from lipvae.nn.layers import LipschitzLayer

@@ -29,3 +29,8 @@ def first_parameter(module: nn.Module) -> nn.Parameter:
             if parameter is not None:
                 return parameter
     raise ValueError(f"{type(module).__name__} has no parameters")
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward()."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

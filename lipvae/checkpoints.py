@@ -111,12 +111,11 @@ def _compare(path: Path, model: VAE, settings: Settings, content: dict[str, Any]
         got = theirs.get(name)
         if name == "epochs" and settings.schedule == "constant":
             continue  # a constant rate knows no end, so a run may be prolonged
-        if got != value and name in ("images", "data"):
-            raise ValueError(
-                f"checkpoint {str(path)!r} is of a run on other training images, or with another "
-                f"share held out for validation: its {name} is {got!r}, not {value!r}"
-            )
+        hint = ""
+        if name in ("images", "data"):
+            hint = " (other training images, or another share of them held out for validation)"
         if got != value:
             raise ValueError(
                 f"checkpoint {str(path)!r} is of another run: its {name} is {got!r}, not {value!r}"
+                + hint
             )

@@ -105,7 +105,7 @@ def main() -> int:
     bench += ["--quick"] if options.quick else []
     bench += [word for op in options.op or () for word in ("--op", op)]
     pip = [sys.executable, "-m", "pip", "install", "-q", "-e", f"{ROOT}[test]"]
-    # The slowest last.
+    # The sanitizer repeats the tests, so it comes last.
     run = {
         "build": lambda: command("build", pip),
         "tests": lambda: command("gpu tests", PYTEST),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +54,26 @@ class FolderInputs(Inputs):
         return Batch(ids, torch.from_numpy(pixels).float().div_(255))
 
 
-def _read(file: Path, shape: InputShape | None, *, resize: bool) -> np.ndarray:
-    """uint8 [C, H, W]."""
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as stored:
-            if stored.mode not in _MODES:
-                raise ValueError(f"{file} must have 8 bits a channel, got mode {stored.mode}")
-            if _is_transparent(stored):
-                raise ValueError(f"{file} has transparent pixels; flatten it onto a background")
-            frames = getattr(stored, "n_frames", 1)
-            if frames > 1 and stored.format in ("TIFF", "WEBP"):
-                raise ValueError(f"{file} holds {frames} images; store one in a file")
-            image = ImageOps.exif_transpose(stored).convert(_mode(stored, shape))
+            yield stored
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
+
+
+def _read(file: Path, shape: InputShape | None, *, resize: bool) -> np.ndarray:
+    """uint8 [C, H, W]."""
+    with _opened(file) as stored:
+        if stored.mode not in _MODES:
+            raise ValueError(f"{file} must have 8 bits a channel, got mode {stored.mode}")
+        if _is_transparent(stored):
+            raise ValueError(f"{file} has transparent pixels; flatten it onto a background")
+        frames = getattr(stored, "n_frames", 1)
+        if frames > 1 and stored.format in ("TIFF", "WEBP"):
+            raise ValueError(f"{file} holds {frames} images; store one in a file")
+        image = ImageOps.exif_transpose(stored).convert(_mode(stored, shape))
     if shape is not None and image.size != (shape[2], shape[1]):
         if not resize:
             raise ValueError(
@@ -84,11 +92,8 @@ def _mode(image: Image.Image, shape: InputShape | None) -> str:
 
 
 def _is_colour(file: Path) -> bool:
-    try:
-        with Image.open(file) as stored:
-            return stored.mode not in _GREY
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+    with _opened(file) as stored:
+        return stored.mode not in _GREY
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear
 
 from lipvae._validate import check_finite, check_shape, describe
+from lipvae._walk import hooked
 from lipvae.nn.layers import GroupSort, LipschitzConv2d, LipschitzLayer, LipschitzLinear
 from lipvae.nn.sequential import LipschitzSequential, lipschitz_layers
 
@@ -230,11 +231,11 @@ def _group_sort(size: int, dim: int, state: _State, name: str) -> _State:
     )
 
 
-def _propagate(module: nn.Module, state: _State, executed: bool, name: str = "") -> _State:
-    title = f"{name or '(root)'} ({type(module).__name__})"
-    if module._forward_hooks or module._forward_pre_hooks:
+def _propagate(module: nn.Module, state: _State, executed: bool, path: str = "") -> _State:
+    name = f"{path or '(root)'} ({type(module).__name__})"
+    if hooked(module):
         raise TypeError(
-            f"module {title} cannot be certified: it has forward hooks, which may change anything"
+            f"module {name} cannot be certified: it has forward hooks, which may change anything"
         )
     # A subclass may compute anything, so types are matched exactly, but for a Sequential that
     # keeps Sequential's own forward.
@@ -242,9 +243,8 @@ def _propagate(module: nn.Module, state: _State, executed: bool, name: str = "")
         # named_children() would leave out a module's second place.
         for key, child in module._modules.items():
             assert child is not None
-            state = _propagate(child, state, executed, f"{name}.{key}" if name else key)
+            state = _propagate(child, state, executed, f"{path}.{key}" if path else key)
         return state
-    name = title
     if type(module) is LipschitzLinear or type(module) is LipschitzConv2d:
         state = _affine(module, state, name, executed)
         if module.group_size is None:

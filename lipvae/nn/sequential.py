@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lipvae._validate import check_positive
+from lipvae._walk import modules as walk
 from lipvae.nn.layers import LipschitzLayer
 
 # A projected row's sum exceeds the radius by at most one rounding of float32.
@@ -21,14 +22,9 @@ def lipschitz_layers(*modules: nn.Module) -> list[LipschitzLayer]:
         >>> len(lipschitz_layers(nn.Sequential(shared, nn.Sequential(shared))))
         2
     """
-    found: list[LipschitzLayer] = []
-    for module in modules:
-        if isinstance(module, LipschitzLayer):
-            found.append(module)
-        else:
-            # children() and modules() would leave out repetitions, which Sequential runs.
-            found += lipschitz_layers(*(m for m in module._modules.values() if m is not None))
-    return found
+    return [
+        layer for module in modules for layer in walk(module) if isinstance(layer, LipschitzLayer)
+    ]
 
 
 def layer_radius(lipschitz: float, layers: int) -> float:

@@ -47,9 +47,9 @@ def direct_apply(function: type[Function]) -> Callable[..., Any]:
     return apply
 
 
-def first_order(
+def _backward_pass(
     backward: Callable[Concatenate[Any, _Grads], _Gradients],
-    again: Callable[Concatenate[Any, _Grads], _Gradients] | None = None,
+    again: Callable[Concatenate[Any, _Grads], _Gradients] | None,
 ) -> Callable[Concatenate[Any, _Grads], _Gradients]:
     """A Function's backward pass, on the backend of its forward pass.
 
@@ -79,11 +79,28 @@ def first_order(
     return run
 
 
+def first_order(
+    backward: Callable[Concatenate[Any, _Grads], _Gradients],
+) -> Callable[Concatenate[Any, _Grads], _Gradients]:
+    """A Function's backward pass that refuses another."""
+    return _backward_pass(backward, None)
+
+
 def any_order(
     backward: Callable[Concatenate[Any, _Grads], _Gradients],
 ) -> Callable[Concatenate[Any, _Grads], _Gradients]:
-    """:func:`first_order` of a pass that the reference makes by torch's operations alone."""
-    return first_order(backward, backward)
+    """A Function's backward pass that the reference makes by torch's operations alone."""
+    return _backward_pass(backward, backward)
+
+
+def differentiated_as(
+    again: Callable[Concatenate[Any, _Grads], _Gradients],
+) -> Callable[
+    [Callable[Concatenate[Any, _Grads], _Gradients]],
+    Callable[Concatenate[Any, _Grads], _Gradients],
+]:
+    """A Function's backward pass that `again` makes by torch's operations alone."""
+    return lambda backward: _backward_pass(backward, again)
 
 
 def autocasting(device: torch.device) -> bool:

@@ -20,8 +20,8 @@ from lipvae import reference
 from lipvae._backend import choose, kernel_module, requested
 from lipvae.ops._common import (
     compiling,
+    differentiated_as,
     direct_apply,
-    first_order,
     needs_grad,
     without_autocast,
 )
@@ -190,19 +190,8 @@ def _op_vjp(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, .
 _op.register_autograd(_op_vjp, setup_context=_op_setup)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs, group_size = _needs(ctx), ctx.group_size
-    if ctx.record is None:
-        x, weight, _, threshold, code = ctx.saved_tensors
-        grads = backward(grad, x, weight, threshold, code, group_size, needs)
-    else:
-        x, weight, _ = ctx.saved_tensors
-        grads = cpp_backward(grad, x, weight, group_size, needs, ctx.record)
-    return *grads, None, None, None, None
-
-
 def _backward_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The same from the layer's parts, each of which has a second derivative."""
+    """The backward pass from the layer's parts, each of which has a second derivative."""
     x, weight, bias = ctx.saved_tensors[:3]
     y = linear(x, l1_ball(weight, ctx.radius)[0], bias)
     y = group_sort(y, ctx.group_size, -1) if ctx.group_size else y
@@ -210,9 +199,6 @@ def _backward_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = [t for t, need in zip((x, weight, bias), needs, strict=True) if need]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return *(next(found) if need else None for need in needs), None, None, None, None
-
-
-_either_backward = first_order(_backward, _backward_again)
 
 
 class _LipschitzLinear(torch.autograd.Function):
@@ -241,8 +227,16 @@ class _LipschitzLinear(torch.autograd.Function):
         return y
 
     @staticmethod
+    @differentiated_as(_backward_again)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _either_backward(ctx, grad)
+        needs, group_size = _needs(ctx), ctx.group_size
+        if ctx.record is None:
+            x, weight, _, threshold, code = ctx.saved_tensors
+            grads = backward(grad, x, weight, threshold, code, group_size, needs)
+        else:
+            x, weight, _ = ctx.saved_tensors
+            grads = cpp_backward(grad, x, weight, group_size, needs, ctx.record)
+        return *grads, None, None, None, None
 
 
 _apply = direct_apply(_LipschitzLinear)

@@ -106,7 +106,7 @@ def _regret(model: VAE, x: Tensor, steps: Tensor, judges: Tensor, lr: float) -> 
     with torch.no_grad():
         gains = [
             _elbo(model, x, posterior, part) - _elbo(model, x, start, part)
-            for part in judges.split(8)
+            for part in judges.split(8)  # as many as a step decodes by default
         ]
     return torch.stack(gains).mean(0).clamp(min=0)
 
