@@ -8,6 +8,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -634,3 +635,24 @@ def test_a_scorer_follows_the_training(cls: type[lipvae.VAE]) -> None:
     after = scorer(x)["elbo"]
     assert not torch.equal(after, before)
     assert torch.equal(after, lipvae.Scorer(model, ["elbo"], 8)(x)["elbo"])
+
+
+def test_a_pool_whose_thread_cannot_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads that did start would wait for it for ever, and the process for them."""
+    submit, calls = ThreadPoolExecutor.submit, []
+
+    def third_fails(self: ThreadPoolExecutor, *arguments: object) -> object:
+        calls.append(self)
+        if len(calls) == 3:
+            raise RuntimeError("can't start new thread")
+        return submit(self, *arguments)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", third_fails)
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        _workers._pool(7)  # of a size that nothing else has
+    assert 7 not in _workers._pools
+    assert torch.get_num_threads() == before
+    for thread in calls[0]._threads:
+        thread.join(10)
+        assert not thread.is_alive()
