@@ -191,6 +191,20 @@ def test_draws_depend_on_seed_and_index_alone() -> None:
     assert torch.equal(first.trunk[1].weight, model.trunk[1].weight)
 
 
+def test_no_two_tensors_of_a_draw_share_their_noise() -> None:
+    model = small(initial_scale=0.2).eval()
+    member = model.draw(0)
+    starts = []
+    for name, layer in model._layers():
+        plain = member.decoder.get_submodule(name)
+        for kind, mean, scale in layer.distributions():
+            starts.append(((getattr(plain, kind) - mean) / scale).flatten()[:8])
+    assert len(starts) == 4
+    for i, start in enumerate(starts):
+        for other in starts[:i]:
+            assert (start - other).abs().max() > 0.1
+
+
 def test_draws_have_the_posterior_s_moments() -> None:
     model = small(initial_scale=0.2).eval()
     draws = torch.stack([model.draw(s).decoder[0].weight.detach() for s in range(400)])

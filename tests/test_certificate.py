@@ -275,6 +275,24 @@ def test_a_box_of_one_point_holds_whatever_order_sums_take():
         assert bool(certificate.contains(total))
 
 
+@pytest.mark.parametrize("of_bias", [False, True])
+def test_a_sum_that_loses_every_term_is_covered(of_bias):
+    # In order, each term is below half a unit of the running sum: n roundings, all one way.
+    small, n = 2.0**-24 * (1 - 2.0**-10), 3000
+    weight = torch.full((1, n), small)
+    bias = torch.tensor([1.0 if of_bias else 0.0])
+    if not of_bias:
+        weight[0, 0] = 1.0
+    x = torch.ones(n)
+    certificate = certify(linear(weight, bias), x, x)
+    total = bias.clone()
+    for term in weight[0]:
+        total += term
+    assert total.item() == 1.0
+    assert certificate.rounding.item() >= sum(weight[0].double()) + bias.double().item() - 1
+    assert bool(certificate.contains(total))
+
+
 def test_flushed_subnormals_are_covered():
     tiny = 2.0**-126
     certificate = certify(linear([[tiny, -tiny]]), 0.0, 0.5)

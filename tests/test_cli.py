@@ -554,6 +554,31 @@ def test_decoder_dtype(tmp_path: Path, model: Path) -> None:
     assert "must be bfloat16 or float16, got 'int8'" in message
 
 
+def test_splits_and_sizes_hold_for_every_set(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "r.json"
+    sets = ["-i", "digits", "-u", "near-black", "-u", "digits:test"]
+    run("evaluate", model, *sets, "--limit", 5, "--split", "train", "--json", path)
+    content = json.loads(path.read_text())
+    assert content["inliers"]["name"] == "digits:train"
+    assert [found["name"] for found in content["outliers"]] == ["near-black:train", "digits:test"]
+    for name, grey in (("a", 9), ("b", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            image = Image.new("L", (20, 30), grey + i)
+            image.save(tmp_path / name / f"{i}.png")
+    sets = ["-i", tmp_path / "a", "-u", tmp_path / "b"]
+    assert "must be 8x8 pixels" in refused("evaluate", model, *sets)
+    assert "LipschitzVAE" in run("evaluate", model, *sets, "--resize").stdout
+    x = tmp_path / "x.npy"
+    np.save(x, data.load("digits", "test").images[:4].numpy())
+    score = ["score", model, x, "--num-samples", 4, "--scores", "elbo"]
+    train = run(*score, "--inliers", "digits", "--split", "train").stdout
+    assert train == run(*score, "--inliers", "digits:train").stdout
+    assert train != run(*score, "--inliers", "digits:test").stdout
+    assert "must be 8x8 pixels" in refused(*score, "--inliers", tmp_path / "a")
+    assert len(rows(run(*score, "--inliers", tmp_path / "a", "--resize").stdout)) == 4
+
+
 def test_bad_evaluations(model: Path) -> None:
     message = refused("evaluate", model, "-i", "digits", "-u", "digits:test")
     assert "must differ, got digits:test twice" in message

@@ -52,6 +52,18 @@ def test_shapes_and_gradients(architecture, shape):
     assert model.sample(5).shape == (5, *shape)
 
 
+def test_the_concentration_is_one_plus_m_times_what_the_encoder_says():
+    # With equal excess, 1 / concentration falls as the dimension: the spread of z stays the same.
+    for latent_dim in (3, 7):
+        model = lipvae.HypersphericalVAE((1, 8, 8), latent_dim, "fc", (16,))
+        with torch.no_grad():
+            model.concentration.weight.zero_()
+            model.concentration.bias.fill_(2.0)
+        posterior = model.encode(torch.rand(2, 1, 8, 8))
+        expected = 1 + latent_dim * math.log1p(math.exp(2.0))
+        assert posterior.concentration.tolist() == pytest.approx([expected] * 2, rel=1e-6)
+
+
 def test_elbo_is_log_likelihood_minus_divergence():
     model = small(latent_dim=5).double()
     x = images(4).double()

@@ -303,9 +303,12 @@ def test_frozen_ends_with_the_block_even_by_an_error():
         assert not torch.equal(net(x), before)
 
 
-def test_frozen_does_not_swallow_gradients():
-    layer = grown(LipschitzLinear(6, 4), 0.5)
-    x = torch.rand(3, 6, requires_grad=True)
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(LipschitzLinear(6, 4), (6,)), (LipschitzConv2d(2, 4, 3), (2, 5, 5))]
+)
+def test_frozen_does_not_swallow_gradients(layer, shape):
+    layer = grown(copy.deepcopy(layer), 0.5)
+    x = torch.rand(3, *shape, requires_grad=True)
     with frozen(layer):
         layer(x).sum().backward()
     assert layer.weight.grad is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -103,6 +105,46 @@ def test_sghmc_keeps_models_along_the_chain() -> None:
     assert not torch.equal(weights[0], start)
     assert not torch.equal(weights[0], weights[1])
     assert torch.equal(weights[2], model.decoder[0].weight)
+
+
+def test_the_seed_reaches_order_and_noise_of_the_steps() -> None:
+    torch.manual_seed(0)
+    trained = small()
+    chains = {}
+    for seed in (1, 1, 2):
+        model = copy.deepcopy(trained)
+        # Without noise of its own, the chain's seed shows in the gradients alone.
+        fit_sghmc(model, digits(), num_draws=1, interval=3, friction=1e-30, lr=1e-3, seed=seed)
+        weight = model.decoder[0].weight.detach()
+        assert torch.equal(chains.setdefault(seed, weight), weight)
+    assert not torch.equal(chains[1], chains[2])
+
+
+def test_the_seed_reaches_the_noise_of_sghmc(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def step(*_: object, generator: torch.Generator, **__: object) -> None:
+        seen.append(float(torch.randn((), generator=generator)))
+
+    monkeypatch.setattr("lipvae.posteriors.sghmc.sghmc_step", step)
+    for seed in (1, 1, 2):
+        fit_sghmc(small(), digits(), num_draws=1, interval=1, seed=seed)
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_the_prior_of_sghmc_pulls_as_its_scale_says() -> None:
+    torch.manual_seed(0)
+    trained = small()
+    moved = {}
+    for scale in (0.02, 0.04, 1e6):
+        model = copy.deepcopy(trained)
+        fit_sghmc(model, digits(), num_draws=1, interval=1, prior_scale=scale, lr=1e-4, seed=1)
+        moved[scale] = model.decoder[0].weight.detach().double()
+    # One step differs from that without a prior by -lr theta / (N s^2).
+    theta = trained.decoder[0].weight.detach().double()
+    for scale in (0.02, 0.04):
+        pull = -1e-4 * theta / (200 * scale**2)
+        torch.testing.assert_close(moved[scale] - moved[1e6], pull, rtol=0.01, atol=1e-6)
 
 
 def test_random_weights_are_refused() -> None:

@@ -593,6 +593,52 @@ def test_sobol_noise(architecture: str) -> None:
     assert spread[0] < 0.5 * spread[1]
 
 
+def test_refinement_is_part_of_a_calibration(tmp_path) -> None:
+    model = lipvae.VAE((1, 8, 8), 2, "fc", (8,))
+    data = torch.rand(9, 1, 8, 8)
+    scorer = Scorer(model, ["typicality"], 8, refine=2).calibrate(data)
+    scorer.calibration.save(tmp_path / "c")
+    kept = Calibration.load(tmp_path / "c")
+    assert kept.refine == 2
+    again = Scorer(model, ["typicality"], 8, refine=2, calibration=kept)
+    assert torch.equal(again(data)["typicality"], scorer(data)["typicality"])
+    with pytest.raises(ValueError, match="calibration must be of refine=0, got one of 2"):
+        Scorer(model, ["typicality"], 8, calibration=kept)
+
+
+class WidePrior(lipvae.VAE):
+    """p(z) = N(0, 9)."""
+
+    def log_prior(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.distributions.Normal(0.0, 3.0).log_prob(z).sum(-1)
+
+
+@pytest.mark.parametrize("architecture", ["fc", "conv"])
+def test_a_subclass_may_have_a_prior_of_its_own(architecture: str) -> None:
+    torch.manual_seed(3)
+    hidden = {"fc": (24,), "conv": (4, 8, 16)}[architecture]
+    model = WidePrior((1, 8, 8), 3, architecture, hidden).eval()
+    x = torch.rand(4, 1, 8, 8)
+    found = Scorer(model, ["kl", "log_likelihood", "elbo"], num_samples=40, seed=1)(x)
+    q = model.encode(x)
+    z = q.loc.double() + q.scale.double() * standard_normal(1, 40, 3).unsqueeze(1)
+    log_q = torch.distributions.Normal(q.loc.double(), q.scale.double()).log_prob(z).sum(-1)
+    divergence = (log_q - model.log_prior(z)).mean(0)
+    torch.testing.assert_close(found["kl"], divergence, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found["elbo"], found["log_likelihood"] + divergence, rtol=1e-5, atol=1e-4
+    )
+
+
+def test_num_draws_takes_the_first_members() -> None:
+    torch.manual_seed(0)
+    models = [lipvae.VAE((1, 8, 8), 2, "fc", (8,)) for _ in range(4)]
+    x = torch.rand(3, 1, 8, 8)
+    found = Scorer(lipvae.Ensemble(models), num_samples=4, num_draws=2)(x)
+    assert same(found, Scorer(lipvae.Ensemble(models[:2]), num_samples=4)(x))
+    assert not same(found, Scorer(lipvae.Ensemble(models), num_samples=4)(x))
+
+
 def test_noise_is_part_of_a_calibration_and_of_a_normal_posterior(tmp_path) -> None:
     with pytest.raises(ValueError, match="noise must be independent or sobol, got 'halton'"):
         Scorer(lipvae.VAE((1, 8, 8), 2, "fc", (8,)), noise="halton")

@@ -1,5 +1,7 @@
 """Images in memory, and the sets that are made here."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,22 @@ def test_forged_sets_stay_near_their_ends_and_mirror_each_other():
 def test_forged_sets_name_bad_arguments(make, arguments, text):
     with pytest.raises(ValueError, match=text):
         make(**{"n": 1, "shape": (1, 8, 8), **arguments})
+
+
+def test_splits_of_photo_patches_share_no_pixel(monkeypatch):
+    # Each pixel tells its column, so that a patch tells where it was cut.
+    columns = np.broadcast_to(np.arange(640) // 3, (427, 640))
+    photo = np.repeat(columns[..., None], 3, 2).astype(np.uint8)
+    photos = SimpleNamespace(images=[photo, photo])
+    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: photos)
+    train, test = (
+        lipvae.data.load("photo-patches", split, shape=(1, 8, 8)).images
+        for split in ("train", "test")
+    )
+    assert int(train.max()) <= 319 // 3
+    assert int(test.min()) >= 320 // 3
+    assert int(train.min()) < 10
+    assert int(test.max()) > 200
 
 
 def test_photo_patches_are_cut_from_the_photographs():
