@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 NAMES = ("reference", "cpp", "triton")
-OPS = ("l1_ball", "group_sort", "lipschitz_linear", "importance", "importance_linear", "vmf")
+OPS = (
+    "l1_ball",
+    "group_sort",
+    "lipschitz_linear",
+    "normal_samples",
+    "importance",
+    "importance_linear",
+    "importance_statistics",
+    "vmf",
+)
 
 # Those before it do not compile the kernels of GroupSort.
 _OLDEST_TRITON = (3, 4)

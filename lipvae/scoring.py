@@ -12,10 +12,11 @@ from torch import Tensor
 from lipvae import scores as definitions
 from lipvae._convolutions import repeatable_convolutions
 from lipvae._decoder_dtype import check_decoder_dtype
+from lipvae._evaluation import evaluating
 from lipvae._importance_pass import ImportancePass, Noise, noise_of, score_of_draws
 from lipvae._packed_model import PackedModel
 from lipvae._validate import check_count, check_unit_interval, describe
-from lipvae._walk import first_parameter, modules
+from lipvae._walk import first_parameter
 from lipvae.batches import Images, as_input, checked, generator
 from lipvae.calibration import Calibration, fingerprint
 from lipvae.models import VAE, BayesianVAE, Ensemble
@@ -391,19 +392,12 @@ class Scorer:
     @contextlib.contextmanager
     def _evaluating(self, model: VAE | Ensemble) -> Iterator[None]:
         """Evaluation mode and projected weights inside the block; every module's mode after it."""
-        training = [module for module in modules(model) if module.training]
-        try:
-            for module in training:
-                module.training = False
-            with repeatable_convolutions(first_parameter(model).device):
-                if isinstance(model, VAE):
-                    with self._weights(model).in_use():
-                        yield
-                else:
+        with evaluating(model), repeatable_convolutions(first_parameter(model).device):
+            if isinstance(model, VAE):
+                with self._weights(model).in_use():
                     yield
-        finally:
-            for module in training:
-                module.training = True
+            else:
+                yield
 
     def __getstate__(self) -> dict[str, Any]:
         # What was computed from the weights is known by where they lie.

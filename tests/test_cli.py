@@ -389,6 +389,36 @@ def test_resize(tmp_path: Path, model: Path) -> None:
     assert len(rows(run("score", model, tmp_path / "a.png", "--resize").stdout)) == 1
 
 
+def test_files_that_cannot_be_read_are_skipped_when_asked(
+    tmp_path: Path, model: Path, images: np.ndarray
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(5):
+        Image.fromarray(images[i, 0]).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:40])
+    Image.new("L", (9, 9)).save(folder / "5.png")
+    common = ["--scores", "elbo", "--num-samples", 4, "--batch-size", 1]
+    score = ["score", model, folder, *common]
+    assert "2.png cannot be read as an image" in refused(*score)
+    result = run(*score, "--skip-unreadable", "--inliers", folder)
+    assert [row["id"] for row in rows(result.stdout)] == ["0.png", "1.png", "3.png", "4.png"]
+    # Of the inliers and of the images.
+    assert result.stderr.count("2.png cannot be read as an image") == 2
+    assert result.stderr.count("5.png must be 8x8 pixels") == 2
+    truth = expected(model, images[[0, 1, 3, 4]], scores=["elbo"], num_samples=4)["elbo"]
+    assert [float(row["elbo"]) for row in rows(result.stdout)] == truth.tolist()
+    content = json.loads(
+        run("evaluate", model, "-i", folder, "-u", "near-black", "--limit", 4, *common,
+            "--skip-unreadable", "--json", "-").stdout
+    )  # fmt: skip
+    assert content["inliers"]["count"] == 3
+    for i in (0, 1, 3, 4):
+        (folder / f"{i}.png").unlink()
+    message = refused(*score, "--skip-unreadable")
+    assert "holds no image that can be read" in message
+
+
 def test_a_file_that_goes_bad_keeps_the_rows_before(tmp_path: Path, model: Path) -> None:
     array = np.zeros((20, 8, 8), np.float32)
     array[17] = np.nan
@@ -616,8 +646,11 @@ def test_doctor() -> None:
     text = run("doctor").stdout
     assert torch.__version__ in text
     assert "all well" in text
-    for op in ("l1_ball", "group_sort", "lipschitz_linear", "importance"):
-        assert op in text
+    assert {line.split()[1] for line in text.splitlines() if " cpu " in line} == set(_backend.OPS)
+    folder = Path(lipvae.__file__).parent / "ops"
+    public = {"conv_transpose", "packed_lipschitz", "panels", "projected_lipschitz", "vmf_density"}
+    named = {path.stem for path in folder.glob("[a-z]*.py")}
+    assert named - public == set(_backend.OPS)
 
 
 def test_doctor_says_what_a_request_means(monkeypatch: pytest.MonkeyPatch) -> None:

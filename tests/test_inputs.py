@@ -192,6 +192,34 @@ def test_images_that_would_lose_something(tmp_path: Path) -> None:
         open_inputs(tmp_path / "palette.gif.png")
 
 
+def test_links_to_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    for name in ("in/b/1.png", "in/b/c/2.png", "in/a.png", "elsewhere/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    (tmp_path / "in" / "z").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "b" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in" / "b")
+    (batch,) = open_inputs(tmp_path / "in").batches(10)
+    assert batch.ids == [
+        "a.png", "b/1.png", "b/c/2.png", "z/3.png", "z/back/1.png", "z/back/c/2.png",
+    ]  # fmt: skip
+
+
+def test_a_shape_is_that_of_what_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    Image.new("L", (4, 5)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read"):
+        open_inputs(tmp_path)
+    inputs = open_inputs(tmp_path, skip_unreadable=True)
+    assert inputs.shape == (1, 5, 4)
+    (batch,) = inputs.batches(1)
+    assert batch.ids == ["b.png"]
+    assert [reason.split(" cannot")[0] for reason in inputs.skipped] == [str(tmp_path / "a.png")]
+    (tmp_path / "b.png").write_text("nor this")
+    with pytest.raises(ValueError, match="holds no image that can be read"):
+        open_inputs(tmp_path, skip_unreadable=True)
+
+
 def test_broken_image_names_its_file(tmp_path: Path) -> None:
     Image.fromarray(COLOUR[0].transpose(1, 2, 0)).save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()

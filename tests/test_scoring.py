@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lipvae
 import lipvae.distributions
 from lipvae import _importance_pass, _workers, reference
+from lipvae._evaluation import evaluating
 from lipvae._importance_pass import ImportancePass, noise_of
 from lipvae._packed_model import PackedModel
 from lipvae._workers import for_each
@@ -628,6 +629,41 @@ def test_a_subclass_may_have_a_prior_of_its_own(architecture: str) -> None:
     torch.testing.assert_close(
         found["elbo"], found["log_likelihood"] + divergence, rtol=1e-5, atol=1e-4
     )
+
+
+def test_an_ensemble_of_one_has_no_score() -> None:
+    model = lipvae.VAE((1, 8, 8), 2, "fc", (8,))
+    for ensemble, draws in ((lipvae.Ensemble([model]), 8), (lipvae.Ensemble([model] * 3), 1)):
+        with pytest.raises(ValueError, match=r"at least 2 models .* num_draws of 1"):
+            Scorer(ensemble, num_draws=draws)
+
+
+def test_modes_outlast_calls_that_overlap() -> None:
+    torch.manual_seed(0)
+    model = lipvae.BayesianVAE((1, 8, 8), 2, "fc", (8,), initial_scale=0.5).train()
+    model.trunk.eval()
+    modes = [module.training for module in model.modules()]
+    first, second = evaluating(model), evaluating(model.decoder)
+    with first:
+        second.__enter__()
+    # The first is over: the second still holds the decoder.
+    assert model.training
+    assert not any(module.training for module in model.decoder.modules())
+    second.__exit__(None, None, None)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_threads_may_score_a_model_in_training_mode() -> None:
+    torch.manual_seed(0)
+    model = lipvae.BayesianVAE((1, 8, 8), 2, "fc", (8,), initial_scale=0.5).train()
+    model.redraw()
+    x = torch.rand(3, 1, 8, 8)
+    scorers = [Scorer(model, ["elbo"], num_samples=300, refine=1) for _ in range(4)]
+    expected = scorers[0](x)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: scorers[i % 4](x), range(40)))
+    assert all(same(scores, expected) for scores in found)
+    assert all(module.training for module in model.modules())
 
 
 def test_num_draws_takes_the_first_members() -> None:

@@ -111,6 +111,13 @@ Resize = Annotated[
     bool,
     typer.Option("--resize", help="Scale image files to the model's size instead of refusing."),
 ]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable",
+        help="Leave out files of a folder that cannot be read, and name them, instead of stopping.",
+    ),
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -253,12 +260,17 @@ def progress_bar(total: int, what: str, quiet: bool, unit: str = "image") -> tqd
 def score_inputs(
     scorer: Scorer, inputs: Inputs, batch_size: int, quiet: bool
 ) -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
-    """Yields each batch with its scores, one batch in memory at a time."""
+    """Yields each batch with its scores, one batch in memory at a time.
+
+    Says at the end what was skipped.
+    """
     with progress_bar(len(inputs), inputs.name, quiet) as bar:
         for batch in inputs.batches(batch_size):
             (scores,) = scorer.stream([batch.images])
             yield batch, scores
             bar.update(len(batch.ids))
+    for reason in inputs.skipped:
+        console(stderr=True).print(f"skipped: {reason}", soft_wrap=True, markup=False)
 
 
 def score_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ def evaluate(
     calibrate: common.CalibrationImages = None,
     split: common.Split = "test",
     resize: common.Resize = False,
+    skip_unreadable: common.SkipUnreadable = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     batch_size: common.BatchSize = 256,
@@ -62,8 +64,10 @@ def evaluate(
         loaded, scores, num_samples, seed, batch_size, calibrate, refine, noise, decoder_dtype
     )
     shape = loaded.input_shape
-    inner = open_inputs(inliers, shape, split=split, resize=resize)
-    outer = [open_inputs(spec, shape, split=split, resize=resize) for spec in outliers]
+    reading = partial(
+        open_inputs, input_shape=shape, split=split, resize=resize, skip_unreadable=skip_unreadable
+    )
+    inner, outer = reading(inliers), [reading(spec) for spec in outliers]
     names = [source.name for source in (inner, *outer)]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

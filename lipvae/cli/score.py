@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,7 @@ def score(
     ] = None,
     split: common.Split = "test",
     resize: common.Resize = False,
+    skip_unreadable: common.SkipUnreadable = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     batch_size: common.BatchSize = 256,
@@ -66,11 +68,14 @@ def score(
         loaded, scores, num_samples, seed, batch_size, calibrate, refine, noise, decoder_dtype
     )
     shape = loaded.input_shape
-    sources = [open_inputs(spec, shape, split=split, resize=resize) for spec in inputs]
+    reading = partial(
+        open_inputs, input_shape=shape, split=split, resize=resize, skip_unreadable=skip_unreadable
+    )
+    sources = [reading(spec) for spec in inputs]
     check_out(out)
     passing = {}
     if inliers is not None:
-        held_out = open_inputs(inliers, shape, split=split, resize=resize)
+        held_out = reading(inliers)
         passing = common.score_all(scorer, held_out, batch_size, quiet)
     rows = 0
     with open_writer(out, [*scorer.names, *(f"{name}_p" for name in passing)]) as writer:

@@ -35,6 +35,7 @@ def open_inputs(
     *,
     split: str = "test",
     resize: bool = False,
+    skip_unreadable: bool = False,
 ) -> Inputs:
     """Opens images for reading in batches.
 
@@ -46,6 +47,8 @@ def open_inputs(
             [N, H, W] where C is 1, or [N, C * H * W]. None takes the shape that the input has.
         split: the split of a data set that is named without one.
         resize: for image files: scale to the shape where the size differs, instead of an error.
+        skip_unreadable: for folders: leave out files that cannot be read as such an image, instead
+            of an error; `Inputs.skipped` says which.
 
     Returns:
         Inputs that yield float32 [B, C, H, W] in [0, 1]: 8-bit values over 255, floating-point
@@ -66,7 +69,7 @@ def open_inputs(
     text = os.fspath(spec)
     path = Path(text).expanduser()
     if path.is_dir():
-        return FolderInputs(path, input_shape, resize=resize)
+        return FolderInputs(path, input_shape, resize=resize, skip_unreadable=skip_unreadable)
     stem, _, key = text.rpartition(":")
     if path.is_file():
         return _open_file(path, None, input_shape, resize)

@@ -37,6 +37,7 @@ class Inputs(ABC):
     Attributes:
         name: where they come from, for messages and tables.
         shape: (C, H, W).
+        skipped: why each image was left out that could not be read, as far as reading has come.
     """
 
     def __init__(self, name: str, count: int, shape: InputShape) -> None:
@@ -44,6 +45,7 @@ class Inputs(ABC):
             raise ValueError(f"{name} holds no images")
         self.name = name
         self.shape = shape
+        self.skipped: list[str] = []
         self._count = count
 
     def __len__(self) -> int:
@@ -56,13 +58,24 @@ class Inputs(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Batch:
-        """Images start to stop - 1. Batches are read in order."""
+        """Images start to stop - 1, fewer where some are skipped. Batches are read in order."""
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yields the images in order, `size` at a time."""
+        """Yields the images in order, up to `size` at a time.
+
+        Raises:
+            ValueError: at the end, if none could be read.
+        """
         check_count("size", size)
+        some = False
+        self.skipped.clear()
         for start in range(0, self._count, size):
-            yield self.read(start, min(start + size, self._count))
+            batch = self.read(start, min(start + size, self._count))
+            if batch.ids:
+                some = True
+                yield batch
+        if not some:
+            raise ValueError(f"{self.name} holds no image that can be read: {self.skipped[0]}")
 
 
 def match_layout(name: str, shape: tuple[int, ...], wanted: InputShape | None) -> InputShape:

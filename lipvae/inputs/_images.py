@@ -22,36 +22,77 @@ _GREY = ("1", "L", "LA")
 class FolderInputs(Inputs):
     """Every image under a folder, in the order of the names, or a single image file.
 
-    Grey models see the luma of a colour image, colour models a grey image three times. Without a
-    model the images are colour ones if any of them is. A picture that a camera stored turned, as
-    its EXIF orientation says, is turned back.
+    Links to folders are followed. Grey models see the luma of a colour image, colour models a grey
+    image three times. Without a model the images are colour ones if any of them is. A picture that
+    a camera stored turned, as its EXIF orientation says, is turned back.
     """
 
-    def __init__(self, path: Path, input_shape: InputShape | None, *, resize: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        input_shape: InputShape | None,
+        *,
+        resize: bool,
+        skip_unreadable: bool = False,
+    ) -> None:
         if path.is_dir():
             self._root = path
-            self._files = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS
-            )
+            self._files = list(_images_under(path))
             if not self._files:
                 raise ValueError(f"{path} holds no images ({', '.join(EXTENSIONS)})")
         else:
             self._root, self._files = path.parent, [path]
         if input_shape is None:
-            _, height, width = _read(self._files[0], None, resize=False).shape
-            input_shape = 3 if any(map(_is_colour, self._files)) else 1, height, width
+            input_shape = self._shape_of_files(skip_unreadable)
         if input_shape[0] not in (1, 3):
             raise ValueError(
                 f"{path}: image files have 1 or 3 channels, the model takes {input_shape[0]}"
             )
         super().__init__(str(path), len(self._files), input_shape)
         self._resize = resize
+        self._skip_unreadable = skip_unreadable
+
+    def _shape_of_files(self, skip_unreadable: bool) -> InputShape:
+        size: list[int] = []
+        colour = False
+        for file in self._files:
+            try:
+                if not size:
+                    _, *size = _read(file, None, resize=False).shape
+                colour = colour or _is_colour(file)
+            except ValueError:
+                if not skip_unreadable:
+                    raise
+        if not size:
+            raise ValueError(f"{self._root} holds no image that can be read")
+        return 3 if colour else 1, size[0], size[1]
 
     def read(self, start: int, stop: int) -> Batch:
-        files = self._files[start:stop]
-        pixels = np.stack([_read(file, self.shape, resize=self._resize) for file in files])
-        ids = [file.relative_to(self._root).as_posix() for file in files]
+        found = []
+        ids = []
+        for file in self._files[start:stop]:
+            try:
+                found.append(_read(file, self.shape, resize=self._resize))
+            except ValueError as error:
+                if not self._skip_unreadable:
+                    raise
+                self.skipped.append(str(error))
+            else:
+                ids.append(file.relative_to(self._root).as_posix())
+        pixels = np.stack(found) if found else np.empty((0, *self.shape), np.uint8)
         return Batch(ids, torch.from_numpy(pixels).float().div_(255))
+
+
+def _images_under(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Image files, sorted folder by folder; a link to a folder that it lies in is passed over."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            yield from _images_under(entry, (*above, real))
+        elif entry.suffix.lower() in EXTENSIONS:
+            yield entry
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from lipvae._validate import (
 from lipvae.models import networks
 from lipvae.models.posterior import NormalPosterior, standard_normal_log_prob
 from lipvae.noise import normal_like
+from lipvae.ops._common import transforming
 
 
 class VAE(nn.Module):
@@ -112,8 +113,8 @@ class VAE(nn.Module):
     def check_input(self, x: Tensor) -> Tensor:
         """Requires images [B, C, H, W] of the model's shape, dtype and device, B >= 1.
 
-        Outside training, and outside compiled graphs, it also requires pixels in [0, 1];
-        :func:`lipvae.fit` checks its data once instead of in every step.
+        Outside training, compiled graphs and transforms of torch.func it also requires pixels in
+        [0, 1]; :func:`lipvae.fit` checks its data once instead of in every step.
         """
         if isinstance(x, Tensor) and not x.dtype.is_floating_point:
             raise TypeError(
@@ -124,8 +125,8 @@ class VAE(nn.Module):
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x must have shape [B, {expected}] with B >= 1, got {describe(x)}")
         check_like("x", x, "the model's parameters", next(self.parameters()))
-        compiling = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-        if not self.training and not compiling:
+        traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or transforming()
+        if not self.training and not traced:
             check_unit_interval("x", x)
         return x
 

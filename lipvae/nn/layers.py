@@ -20,7 +20,13 @@ from lipvae._validate import (
     describe,
     fits_rows,
 )
-from lipvae.ops._common import autocasting, compiling, needs_grad, without_autocast
+from lipvae.ops._common import (
+    autocasting,
+    compiling,
+    needs_grad,
+    transforming,
+    without_autocast,
+)
 from lipvae.ops.packed_lipschitz import PackedLipschitzLinear
 from lipvae.ops.projected_lipschitz import ProjectedLipschitzLinear
 
@@ -174,10 +180,10 @@ class LipschitzLayer(nn.Module):
         """Whether a pass starts from the last thresholds and leaves its own for the next.
 
         It writes them into `_buffers`, as an assignment does in the end, without the checks of one.
-        A compiled graph keeps no state, and a captured one must not read a buffer that a later pass
-        replaces.
+        A compiled graph keeps no state, nor does a transform of torch.func, and a captured graph
+        must not read a buffer that a later pass replaces.
         """
-        if not self.training or compiling():
+        if not self.training or compiling() or transforming():
             return False
         on_gpu = self._buffers["threshold"].is_cuda  # type: ignore[union-attr]
         return not (on_gpu and torch.cuda.is_current_stream_capturing())
@@ -299,13 +305,13 @@ class LipschitzLinear(LipschitzLayer):
     def _frozen_forward(self, x: Tensor) -> Tensor | None:
         """The output by the frozen weight, or None where that would round differently.
 
-        A weight packed for one backend is not the product of another, and a compiled graph holds
-        ops.
+        A weight packed for one backend is not the product of another, a compiled graph holds ops,
+        and a transform of torch.func sees torch's.
         """
         fixed, backend = self._frozen, self._backend()
         rows = x.reshape(-1, self.in_features)
         kind = _FROZEN.get(backend)
-        if kind is not None and isinstance(fixed, kind) and not compiling():
+        if kind is not None and isinstance(fixed, kind) and not (compiling() or transforming()):
             y = fixed(rows)
         elif isinstance(fixed, Tensor) and backend == "reference":
             with without_autocast(x.device):
@@ -390,7 +396,7 @@ class LipschitzConv2d(LipschitzLayer):
         check_like("x", x, "weight", self.weight)
         if x.shape[1] != self.in_channels:
             raise ValueError(f"x must have {self.in_channels} channels, got {describe(x)}")
-        fixed = None if needs_grad(self.weight) else self._frozen
+        fixed = None if transforming() or needs_grad(self.weight) else self._frozen
         weight = self.projected_weight() if fixed is None else fixed
         y = conv2d(x, weight, self.bias, self.stride, self.padding)
         return y if self.group_size is None else ops.group_sort(y, self.group_size, 1)

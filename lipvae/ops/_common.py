@@ -28,23 +28,15 @@ def dtype_code(tensor: Tensor) -> int:
 
 
 def direct_apply(function: type[Function]) -> Callable[..., Any]:
-    """``function.apply`` without its Python, outside the transforms of torch.func.
+    """``function.apply`` without its Python, for use outside the transforms of torch.func.
 
     That Python sees to the transforms, and after a matrix product no cache holds it:
     docs/performance.md has what it costs.
     """
     try:
-        direct = super(Function, function).apply  # type: ignore[misc]
-        transforming = torch._C._are_functorch_transforms_active
+        return super(Function, function).apply  # type: ignore[misc]
     except AttributeError:  # another torch
         return function.apply
-
-    def apply(*args: Any) -> Any:
-        if transforming():
-            return function.apply(*args)
-        return direct(*args)
-
-    return apply
 
 
 def _backward_pass(
@@ -58,17 +50,20 @@ def _backward_pass(
 
     Args:
         backward: by the kernels, which autograd does not see into.
-        again: by torch's operations alone, where a graph of the backward pass is wanted. Without
-            it that is refused: torch's `once_differentiable` would leave the second derivative out
-            of sums that have other terms, without a word.
+        again: by torch's operations alone, where a graph of the backward pass is wanted, or vmap
+            runs it for many gradients. Without it that is refused: torch's `once_differentiable`
+            would leave the second derivative out of sums that have other terms, without a word.
     """
 
     @functools.wraps(backward)
     def run(ctx: Any, *grads: _Grads.args, **none: _Grads.kwargs) -> _Gradients:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transforming() or _many(grads):
             if again is None:
                 name = backward.__qualname__.split(".")[0].lstrip("_")
-                raise RuntimeError(f"{name} has no second derivative: create_graph must be False")
+                raise RuntimeError(
+                    f"{name} has no second derivative, and none for many gradients at once: "
+                    "create_graph and is_grads_batched must be False"
+                )
             with backend("reference"):
                 return again(ctx, *grads, **none)
         if ctx.requested == requested() or ctx.requested is None:
@@ -77,6 +72,15 @@ def _backward_pass(
             return backward(ctx, *grads, **none)
 
     return run
+
+
+def _many(grads: tuple[Any, ...]) -> bool:
+    """Whether autograd's `is_grads_batched` runs a backward pass, by a vmap of its own."""
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    for grad in grads:  # noqa: SIM110 (as in needs_grad)
+        if grad is not None and is_batched(grad):
+            return True
+    return False
 
 
 def first_order(
@@ -134,6 +138,41 @@ def compiling() -> bool:
         or torch._C._get_tracing_state() is not None
         or (torch._C._len_torch_dispatch_stack() > 0 and _traced_by_a_mode())
     )
+
+
+def transforming() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) is at work.
+
+    It has to see torch's own operations: its tensors have no address.
+    """
+    # torch.compile sees through the transforms by itself.
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def left_to_reference(op: str) -> bool:
+    """Whether a transform of torch.func leaves an op to the reference.
+
+    Raises:
+        RuntimeError: if another backend was requested.
+    """
+    if not transforming():
+        return False
+    if requested() not in (None, "reference"):
+        raise RuntimeError(
+            f"{op}: backend {requested()!r} was requested, but the transforms of torch.func take "
+            "the reference"
+        )
+    return True
+
+
+def refuse_transforms(what: str) -> None:
+    """For what the transforms of torch.func cannot see into.
+
+    Raises:
+        NotImplementedError: inside one.
+    """
+    if transforming():
+        raise NotImplementedError(f"{what} cannot be computed inside a transform of torch.func")
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

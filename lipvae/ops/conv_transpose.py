@@ -26,6 +26,9 @@ class PackedConvTranspose2d:
         stride: of both directions.
         padding: likewise, as `torch.nn.ConvTranspose2d` counts it.
         output_padding: likewise.
+
+    Raises:
+        ValueError: for a bias of another shape or dtype.
     """
 
     def __init__(
@@ -37,6 +40,11 @@ class PackedConvTranspose2d:
         output_padding: tuple[int, int] = (0, 0),
     ) -> None:
         weight = weight.detach()
+        if bias is not None and (bias.dtype != weight.dtype or bias.shape != weight.shape[1:2]):
+            raise ValueError(
+                f"bias must be {weight.dtype} [{weight.shape[1]}], "
+                f"got {bias.dtype} {tuple(bias.shape)}"
+            )
         self._in_channels, self._out_channels = weight.shape[:2]
         self._kernel: tuple[int, int] = (weight.shape[2], weight.shape[3])
         taps = weight.permute(2, 3, 1, 0).reshape(-1, self._in_channels)

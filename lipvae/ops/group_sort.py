@@ -11,7 +11,14 @@ from torch import Tensor
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import CPU, any_order, compiling, dtype_code, needs_grad
+from lipvae.ops._common import (
+    CPU,
+    any_order,
+    compiling,
+    dtype_code,
+    left_to_reference,
+    needs_grad,
+)
 
 
 def _extent(x: Tensor, dim: int) -> tuple[int, int, int]:
@@ -158,6 +165,8 @@ def group_sort(x: Tensor, group_size: int, dim: int) -> Tensor:
     if group_size not in reference.NETWORKS:
         if not compiling():
             choose("group_sort", x, kernel=False)
+        return reference.group_sort(x, group_size, dim)
+    if left_to_reference("group_sort"):
         return reference.group_sort(x, group_size, dim)
     grad = needs_grad(x)
     if compiling():

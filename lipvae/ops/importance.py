@@ -10,7 +10,13 @@ from torch import Tensor
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import any_order, compiling, dtype_code, needs_grad
+from lipvae.ops._common import (
+    any_order,
+    compiling,
+    dtype_code,
+    left_to_reference,
+    needs_grad,
+)
 
 FAMILY_CODES = {family: code for code, family in enumerate(reference.FAMILIES)}
 
@@ -132,7 +138,7 @@ def importance(parameters: Tensor, target: Tensor, family: str) -> Tensor:
     Returns:
         [K, B], float32 for half inputs and the inputs' dtype otherwise.
     """
-    if needs_grad(target):
+    if left_to_reference("importance") or needs_grad(target):
         return reference.importance(parameters.to(result_dtype(parameters)), target, family)
     if compiling():
         return torch.ops.lipvae.importance(parameters, target, family)

@@ -9,7 +9,13 @@ from torch.nn.functional import linear
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, needs_grad, without_autocast
+from lipvae.ops._common import (
+    compiling,
+    dtype_code,
+    left_to_reference,
+    needs_grad,
+    without_autocast,
+)
 from lipvae.ops.importance import FAMILY_CODES, importance, result_dtype
 from lipvae.ops.importance import forward as importance_forward
 from lipvae.ops.panels import pack
@@ -190,7 +196,7 @@ def importance_linear(
     Returns:
         [K, B].
     """
-    if needs_grad(hidden, weight, bias, target):
+    if left_to_reference("importance_linear") or needs_grad(hidden, weight, bias, target):
         return importance(linear(hidden, weight, bias), target, family)
     if compiling():
         return torch.ops.lipvae.importance_linear(hidden, weight, bias, target, family)

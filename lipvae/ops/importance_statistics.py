@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lipvae._backend import choose, cpp_module, kernel_module
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, needs_grad
+from lipvae.ops._common import compiling, dtype_code, needs_grad, transforming
 
 # Numbers an image of the state and of the statistics.
 STATE = 7
@@ -14,7 +14,7 @@ STATE = 7
 
 def has_kernel(log_likelihood: Tensor, log_ratio: Tensor) -> bool:
     """Whether :func:`add_samples` takes such tensors here."""
-    if needs_grad(log_likelihood, log_ratio) or compiling():
+    if transforming() or compiling() or needs_grad(log_likelihood, log_ratio):
         return False
     return choose("importance_statistics", log_likelihood) != "reference"
 

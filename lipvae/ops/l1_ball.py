@@ -10,7 +10,14 @@ from torch import Tensor
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import CPU, any_order, compiling, dtype_code, needs_grad
+from lipvae.ops._common import (
+    CPU,
+    any_order,
+    compiling,
+    dtype_code,
+    left_to_reference,
+    needs_grad,
+)
 
 
 def forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -156,6 +163,11 @@ def l1_ball(weight: Tensor, radius: float, warm: Tensor | None = None) -> tuple[
     Returns:
         The projection [rows, cols], and the thresholds float64 [rows], 0 inside the ball.
     """
+    if left_to_reference("l1_ball"):
+        return (
+            reference.project_l1_ball(weight, radius),
+            reference.l1_ball_threshold(weight.detach(), radius),
+        )
     if compiling():
         return torch.ops.lipvae.l1_ball(weight, radius, warm)
     if not needs_grad(weight):

@@ -22,6 +22,7 @@ from lipvae.ops._common import (
     compiling,
     differentiated_as,
     direct_apply,
+    left_to_reference,
     needs_grad,
     without_autocast,
 )
@@ -193,12 +194,16 @@ _op.register_autograd(_op_vjp, setup_context=_op_setup)
 def _backward_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The backward pass from the layer's parts, each of which has a second derivative."""
     x, weight, bias = ctx.saved_tensors[:3]
+    if not torch.is_grad_enabled():
+        _, threshold, code = forward(x, weight, bias, ctx.radius, ctx.group_size, None, True)
+        found = backward(grad, x, weight, threshold, code, ctx.group_size, _needs(ctx))
+        return *found, None, None, None, None
     y = linear(x, l1_ball(weight, ctx.radius)[0], bias)
     y = group_sort(y, ctx.group_size, -1) if ctx.group_size else y
     needs = _needs(ctx)
     wanted = [t for t, need in zip((x, weight, bias), needs, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return *(next(found) if need else None for need in needs), None, None, None, None
+    gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return *(next(gradients) if need else None for need in needs), None, None, None, None
 
 
 class _LipschitzLinear(torch.autograd.Function):
@@ -268,6 +273,11 @@ def lipschitz_linear(
     g = group_size or 0
     fused = g if g in reference.NETWORKS else 0
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if left_to_reference("lipschitz_linear"):
+        projected, threshold = l1_ball(weight, radius)
+        with without_autocast(x.device):
+            y = linear(x, projected, bias)
+        return (group_sort(y, g, -1) if g else y), threshold
     grad = needs_grad(x, weight, bias)
     if compiling():
         y, threshold, _ = torch.ops.lipvae.lipschitz_linear(

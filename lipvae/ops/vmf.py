@@ -10,7 +10,13 @@ from torch import Tensor
 from lipvae import reference
 from lipvae._backend import choose, cpp_module, kernel_module, requested
 from lipvae._workers import kernel_threads
-from lipvae.ops._common import compiling, dtype_code, first_order, needs_grad
+from lipvae.ops._common import (
+    compiling,
+    dtype_code,
+    first_order,
+    needs_grad,
+    refuse_transforms,
+)
 from lipvae.ops.vmf_density import moments
 
 MAX_DIM = 8192  # of the kernels, which hold a sample's numbers on the stack or in registers
@@ -188,7 +194,11 @@ def vmf(
     Returns:
         x [S, rows, m], and t = 1 - <loc, x> / |loc|, float64 [S, rows], which keeps the digits
         that a large concentration takes from x. Both are differentiable once.
+
+    Raises:
+        NotImplementedError: inside a transform of torch.func.
     """
+    refuse_transforms("samples of vMF")
     if seed is None:
         seed = draw_seed(loc.device)
     elif isinstance(seed, int):

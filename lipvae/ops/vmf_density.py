@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lipvae.ops._common import compiling
+from lipvae.ops._common import compiling, refuse_transforms
 
 _SPLIT = 20.0
 _SERIES_TERMS = 40
@@ -226,7 +226,11 @@ def moments(kappa: Tensor, dim: int) -> Moments:
 
     Returns:
         float64 tensors of the shape of `kappa`.
+
+    Raises:
+        NotImplementedError: inside a transform of torch.func.
     """
+    refuse_transforms("the density of vMF")
     if compiling():
         return Moments(*torch.ops.lipvae.vmf_moments(kappa.detach(), dim).unbind(0))
     return _moments(kappa, dim)
@@ -304,7 +308,11 @@ def moment(name: str, kappa: Tensor, dim: int) -> Tensor:
 
     Returns:
         The shape and dtype of `kappa`; evaluated in float64.
+
+    Raises:
+        NotImplementedError: inside a transform of torch.func.
     """
+    refuse_transforms("the density of vMF")
     if compiling():
         index = Moments._fields.index(name)
         return torch.ops.lipvae.vmf_moments(kappa, dim)[index].to(kappa.dtype)

@@ -69,13 +69,19 @@ def select(
     obstacles = {s.name: _obstacle(s, num_samples, posterior, draws) for s in SCORES.values()}
     if names is None or names == ALL:
         sources = ("statistics", "draws") if names is None else None
-        return tuple(
+        found = tuple(
             score
             for score in SCORES.values()
             if obstacles[score.name] is None
             and (sources is None or score.source in sources)
             and (calibrated or not score.calibrated)
         )
+        if not found:
+            raise ValueError(
+                "an ensemble needs at least 2 models for its scores, got num_draws of "
+                f"{draws}; score a single model by itself"
+            )
+        return found
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(f"scores must be a sequence of names, or 'all', got {describe(names)}")
     chosen = tuple(names)
