@@ -46,6 +46,12 @@ struct AddRows<Bernoulli<float>, float> {
 // Of logits that a thread keeps: a part of the second cache.
 constexpr std::int64_t tile_bytes = vector_bytes < 64 ? logits_bytes : 2 * logits_bytes;
 
+// Not on the stack, of which a thread may have less; and not new for each call, whose pages would be.
+void* tile_room() {
+  thread_local const Scratch room(tile_bytes);
+  return room.get();
+}
+
 // What is known of a row of categorical logits after some levels, for each dimension: the running maximum
 // and sum, the target's level, and its logit once it has been seen. Vectors at the end are whole.
 template <class T>
@@ -110,13 +116,13 @@ struct Planes {
   void for_each_tile(int count, Body&& body) const {
     parallel_for(units.count, product_bytes<T>(a.rows, a.inner, count * stride), a.threads,
                  [&](std::int64_t begin, std::int64_t end) {
-                   alignas(64) T room[tile_bytes / sizeof(T)];
+                   T* const room = static_cast<T*>(tile_room());
                    const std::int64_t step = units.whole ? units.size : 1, most = most_rows / step;
                    const std::int64_t last = units.end(end) / step;
                    std::int64_t row = units.end(begin) / step;
                    for (std::int64_t left = (last - row + most - 1) / most; left > 0; --left) {
                      const std::int64_t rows = (last - row + left - 1) / left;
-                     body(row * step, rows * step, static_cast<T*>(room));
+                     body(row * step, rows * step, room);
                      row += rows;
                    }
                  });

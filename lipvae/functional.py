@@ -1,7 +1,8 @@
 """The ops as functions: projection, sorting, the Lipschitz layer, importance statistics, samples.
 
 Every function runs on the backend that :func:`lipvae.backend` describes, works under
-``torch.compile(fullgraph=True)`` and ``torch.export``, and has an exact gradient.
+``torch.compile(fullgraph=True)`` and ``torch.export``, and has an exact gradient. The transforms of
+:mod:`torch.func` take the reference; samples of vMF are none of theirs.
 """
 
 from __future__ import annotations

@@ -653,19 +653,6 @@ def test_modes_outlast_calls_that_overlap() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
-def test_threads_may_score_a_model_in_training_mode() -> None:
-    torch.manual_seed(0)
-    model = lipvae.BayesianVAE((1, 8, 8), 2, "fc", (8,), initial_scale=0.5).train()
-    model.redraw()
-    x = torch.rand(3, 1, 8, 8)
-    scorers = [Scorer(model, ["elbo"], num_samples=300, refine=1) for _ in range(4)]
-    expected = scorers[0](x)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: scorers[i % 4](x), range(40)))
-    assert all(same(scores, expected) for scores in found)
-    assert all(module.training for module in model.modules())
-
-
 def test_num_draws_takes_the_first_members() -> None:
     torch.manual_seed(0)
     models = [lipvae.VAE((1, 8, 8), 2, "fc", (8,)) for _ in range(4)]
