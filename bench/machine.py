@@ -37,6 +37,7 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    found["torch"] = torch.__version__  # with its build, which a package's version may leave out
     return found
 
 

@@ -62,7 +62,8 @@ def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_positive(name: str, value: object) -> float:
     """Requires a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # A tuple of types: torch.compile of torch 2.7 does not trace a union.
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {describe(value)}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 
 import numpy as np
@@ -441,3 +442,20 @@ def test_opcheck_and_compile(backend: str) -> None:
             torch.ops.lipvae.importance_linear.default,
             (hidden, weight, bias, torch.rand(3, 6), "bernoulli"),
         )
+
+
+def test_threads_with_small_stacks_run_the_fused_layer() -> None:
+    program = """
+import threading, torch, lipvae
+torch.set_num_threads(1)
+def work():
+    hidden, weight, target = torch.randn(64, 8, 512), torch.randn(784, 512), torch.rand(8, 784)
+    print(tuple(lipvae.ops.importance_linear(hidden, weight, None, target, "bernoulli").shape))
+threading.stack_size(256 * 1024)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "(64, 8)\n"

@@ -267,14 +267,6 @@ def test_layouts_and_no_inputs(backend: str) -> None:
         assert torch.equal(nothing, bias.expand(12, 8))
 
 
-@CPP
-def test_functional_transforms_get_torchs_own_answer() -> None:
-    """Only autograd.Function.apply itself knows torch.func, and it refuses."""
-    x, weight, bias = problem(2, 5, 8, torch.float32)
-    with pytest.raises(RuntimeError, match="setup_context"):
-        torch.func.grad(lambda w: lipschitz_linear(x, w, bias, 1.0, 2).sum())(weight)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_is_lipschitz(backend: str) -> None:
     """Equation (1): no pair of inputs moves the output by more than r times their distance."""
