@@ -21,7 +21,8 @@ _HELD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; each module's own mode again after the last such block."""
     with _LOCK:
-        held = [module for module in modules(model) if module.training or module in _HELD]
+        others = bool(_HELD)
+        held = [m for m in modules(model) if m.training or (others and m in _HELD)]
         for module in held:
             _HELD[module] = _HELD.get(module, 0) + 1
             module.training = False

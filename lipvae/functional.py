@@ -21,6 +21,7 @@ from lipvae._validate import (
     check_shape,
     check_tensor,
 )
+from lipvae.ops._common import refuse_transforms
 from lipvae.statistics import ImportanceAccumulator, ImportanceStatistics
 
 __all__ = [
@@ -257,6 +258,7 @@ def sample_vmf(
         ValueError: if m < 2, if the shapes, dtypes or devices don't fit together, or, on a CPU,
             if an argument is not finite, a row of `loc` is 0 or `concentration` is negative. On a
             GPU, where a check would wait for the device, such rows have no meaning.
+        NotImplementedError: inside a transform of :mod:`torch.func`.
 
     Source: Wood 1994; Ulrich 1984; Figurnov, Mohamed & Mnih 2018 for the gradient; Davidson et
     al. 2018 and Glazunov & Zarras 2023, section 4.2.1 for its use.
@@ -268,6 +270,7 @@ def sample_vmf(
         >>> x.shape, bool((x[:, 0] > 0.8).all())
         (torch.Size([1000, 3]), True)
     """
+    refuse_transforms("samples of vMF")
     check_tensor("loc", loc, min_dim=1)
     check_tensor("concentration", concentration)
     check_like("concentration", concentration, "loc", loc)

@@ -166,6 +166,8 @@ def test_what_transforms_cannot_see_into_says_so() -> None:
     seed = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(NotImplementedError, match=r"samples of vMF cannot .* torch\.func"):
         grad(lambda k: lipvae.ops.vmf(loc, k, 2, seed)[0].sum())(concentration)
+    with pytest.raises(NotImplementedError, match="samples of vMF"):
+        vmap(functional.sample_vmf)(loc, concentration)
 
 
 def test_another_backend_is_not_replaced_unasked() -> None:

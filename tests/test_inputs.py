@@ -220,6 +220,13 @@ def test_a_shape_is_that_of_what_can_be_read(tmp_path: Path) -> None:
         open_inputs(tmp_path, skip_unreadable=True)
 
 
+def test_an_image_that_is_far_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: Image size"):
+        open_inputs(tmp_path)
+
+
 def test_broken_image_names_its_file(tmp_path: Path) -> None:
     Image.fromarray(COLOUR[0].transpose(1, 2, 0)).save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()

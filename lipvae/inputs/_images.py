@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,16 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", 
 # Modes of 8 bits a channel at most. Others (16 bits, floating point) would be clipped.
 _MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
 _GREY = ("1", "L", "LA")
+
+# What Pillow raises for a file that is no image, is damaged, or would be of 180 million pixels.
+_UNREADABLE = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class FolderInputs(Inputs):
@@ -111,7 +122,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as stored:
             yield stored
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
