@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.modules import module as everywhere
 
 
 def modules(module: nn.Module) -> Iterator[nn.Module]:
@@ -32,5 +33,11 @@ def first_parameter(module: nn.Module) -> nn.Parameter:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward()."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether a call of the module does more than its class's forward()."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in module.__dict__
+        or everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+    )

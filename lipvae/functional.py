@@ -1,8 +1,9 @@
 """The ops as functions: projection, sorting, the Lipschitz layer, importance statistics, samples.
 
 Every function runs on the backend that :func:`lipvae.backend` describes, works under
-``torch.compile(fullgraph=True)`` and ``torch.export``, and has an exact gradient. The transforms of
-:mod:`torch.func` take the reference; samples of vMF are none of theirs.
+``torch.compile(fullgraph=True)`` and ``torch.export``, and has an exact gradient. Outside
+``torch.compile`` the transforms of :mod:`torch.func` and forward-mode differentiation take the
+reference; vMF is none of theirs.
 """
 
 from __future__ import annotations
@@ -258,7 +259,8 @@ def sample_vmf(
         ValueError: if m < 2, if the shapes, dtypes or devices don't fit together, or, on a CPU,
             if an argument is not finite, a row of `loc` is 0 or `concentration` is negative. On a
             GPU, where a check would wait for the device, such rows have no meaning.
-        NotImplementedError: inside a transform of :mod:`torch.func`.
+        NotImplementedError: inside a transform of :mod:`torch.func`, or for a tangent of
+            forward-mode differentiation.
 
     Source: Wood 1994; Ulrich 1984; Figurnov, Mohamed & Mnih 2018 for the gradient; Davidson et
     al. 2018 and Glazunov & Zarras 2023, section 4.2.1 for its use.
@@ -270,7 +272,7 @@ def sample_vmf(
         >>> x.shape, bool((x[:, 0] > 0.8).all())
         (torch.Size([1000, 3]), True)
     """
-    refuse_transforms("samples of vMF")
+    refuse_transforms("samples of vMF", loc, concentration)
     check_tensor("loc", loc, min_dim=1)
     check_tensor("concentration", concentration)
     check_like("concentration", concentration, "loc", loc)

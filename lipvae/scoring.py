@@ -20,6 +20,7 @@ from lipvae._walk import first_parameter
 from lipvae.batches import Images, as_input, checked, generator
 from lipvae.calibration import Calibration, fingerprint
 from lipvae.models import VAE, BayesianVAE, Ensemble
+from lipvae.ops._common import without_autocast
 from lipvae.scores import Evidence
 from lipvae.statistics import ImportanceStatistics
 
@@ -392,7 +393,9 @@ class Scorer:
     @contextlib.contextmanager
     def _evaluating(self, model: VAE | Ensemble) -> Iterator[None]:
         """Evaluation mode and projected weights inside the block; every module's mode after it."""
-        with evaluating(model), repeatable_convolutions(first_parameter(model).device):
+        device = first_parameter(model).device
+        # A caller's autocast would hold on this thread and not on those of a pool.
+        with evaluating(model), repeatable_convolutions(device), without_autocast(device):
             if isinstance(model, VAE):
                 with self._weights(model).in_use():
                     yield

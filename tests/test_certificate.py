@@ -468,6 +468,18 @@ def test_refuses_hooks(hook, place):
     certify(net)
 
 
+def test_refuses_what_replaces_a_forward_or_watches_all() -> None:
+    net = LipschitzSequential(LipschitzLinear(3, 2), lipschitz=1.0)
+    everywhere = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    with pytest.raises(TypeError, match="forward hooks"):
+        certify(net)
+    everywhere.remove()
+    certify(net)
+    net[0].forward = lambda x: 100 * x
+    with pytest.raises(TypeError, match=r"a forward\(\) of its own"):
+        certify(net)
+
+
 def test_unflatten_and_identity_pass_through():
     net = nn.Sequential(
         nn.Identity(), linear(torch.eye(16)), nn.Unflatten(1, (1, 4, 4)), LipschitzConv2d(1, 2, 3)

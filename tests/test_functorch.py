@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
 
 import lipvae
 from lipvae import functional
 from lipvae.nn import GroupSort, LipschitzConv2d, LipschitzLinear, LipschitzSequential, frozen
 
-# torch makes its tables for forward mode by its own deprecated script.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+# torch makes its tables for forward mode by its own deprecated script; linearize warns of itself.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated"),
+    pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node"),
+]
 
 DOUBLE = torch.float64
 
@@ -87,6 +93,43 @@ def test_many_gradients_at_once(name: str) -> None:
     (many,) = torch.autograd.grad(y, x, grads, is_grads_batched=True, retain_graph=True)
     for one, expected in zip(many, grads, strict=True):
         torch.testing.assert_close(one, torch.autograd.grad(y, x, expected, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_tangents_go_through(name: str) -> None:
+    op, x = OPS[name]
+    direction = normal(*x.shape, seed=5)
+    _, expected = jvp(op, (x,), (direction,))
+    assert expected.abs().max() > 0.01
+    with forward_ad.dual_level():
+        y = op(forward_ad.make_dual(x, direction))
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, expected)
+    _, linear = linearize(op, x)
+    torch.testing.assert_close(linear(direction), expected)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_batches_of_weights_are_not_those_that_were_frozen(backend: str | None) -> None:
+    layer, x, weights = LipschitzLinear(6, 4).double().eval(), normal(3, 6), normal(2, 4, 6)
+
+    def call(weight: Tensor) -> Tensor:
+        return functional_call(layer, {"weight": weight}, (x,))
+
+    chosen = contextlib.nullcontext() if backend is None else lipvae.backend(backend)
+    with chosen, torch.no_grad():
+        expected = vmap(call)(weights)
+        with frozen(layer):
+            assert torch.equal(vmap(call)(weights), expected)
+
+
+def test_a_bayesian_model_keeps_nothing_of_a_transform() -> None:
+    model = lipvae.BayesianVAE((1, 8, 8), 2, "fc", (8,)).double().train()
+    x = torch.rand(4, 1, 8, 8, dtype=DOUBLE)
+    found = vmap(lambda image: model.elbo(image[None]), randomness="different")(x)
+    assert found.shape == (4, 1)
+    vmap(lambda z: model.decode(z[None]), randomness="different")(normal(3, 2))
+    assert model.decode(normal(3, 2)).isfinite().all()
+    copy.deepcopy(model)
 
 
 def net() -> LipschitzSequential:
@@ -168,6 +211,10 @@ def test_what_transforms_cannot_see_into_says_so() -> None:
         grad(lambda k: lipvae.ops.vmf(loc, k, 2, seed)[0].sum())(concentration)
     with pytest.raises(NotImplementedError, match="samples of vMF"):
         vmap(functional.sample_vmf)(loc, concentration)
+    with pytest.raises(NotImplementedError, match="samples of vMF"):
+        linearize(lambda k: functional.sample_vmf(loc, k), concentration)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="density of vMF"):
+        lipvae.ops.vmf_density.moment("kl", forward_ad.make_dual(concentration, loc[:, 0]), 3)
 
 
 def test_another_backend_is_not_replaced_unasked() -> None:

@@ -653,6 +653,27 @@ def test_modes_outlast_calls_that_overlap() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["conv", "sphere"])
+def test_a_callers_autocast_does_not_reach_the_scores(name: str, threads: int) -> None:
+    torch.manual_seed(0)
+    if name == "conv":
+        model: lipvae.VAE = lipvae.VAE((1, 8, 8), 2, "conv", (4, 8)).eval()
+    else:
+        model = lipvae.HypersphericalVAE((1, 8, 8), 3, "fc", (8,)).eval()
+    x = torch.rand(16, 1, 8, 8)
+    names = ["hole_indicator", "is_log_likelihood", "likelihood_regret"]
+    names = names[:2] if name == "sphere" else names
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected = Scorer(model, names, num_samples=16)(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert same(Scorer(model, names, num_samples=16)(x), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_num_draws_takes_the_first_members() -> None:
     torch.manual_seed(0)
     models = [lipvae.VAE((1, 8, 8), 2, "fc", (8,)) for _ in range(4)]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 import lipvae
 from lipvae import functional
@@ -100,13 +99,71 @@ def test_jvp_by_two_gradients(backend: str) -> None:
     assert found.abs().max() > 0.1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own, on its first dual
-@pytest.mark.parametrize("recording", [True, False])
-def test_tangents_are_refused_and_not_dropped(recording: bool) -> None:
-    net = LipschitzLinear(4, 4, group_size=2).requires_grad_(recording)
-    with forward_ad.dual_level(), torch.set_grad_enabled(recording):
-        x = forward_ad.make_dual(torch.rand(3, 4), torch.ones(3, 4))
-        with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
-            net(x)
-        with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
-            functional.group_sort(x, 2)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_paths_between_the_arguments_count_once(backend: str) -> None:
+    torch.manual_seed(0)
+    layer = LipschitzLinear(6, 6, group_size=2, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.normal_()
+    x, w = torch.randn(3, 6).double(), layer.weight
+    outputs = {
+        "one layer twice": lambda: layer(layer(x)),
+        "bias of the weight": lambda: functional.lipschitz_linear(x, w, w.sum(1), 1.3, 2),
+        "the weight's own rows": lambda: functional.lipschitz_linear(w, w, None, 1.3, 2),
+    }
+    with lipvae.backend(backend):
+        for output in outputs.values():
+            (once,) = torch.autograd.grad(output().sin().sum(), w)
+            (again,) = torch.autograd.grad(output().sin().sum(), w, create_graph=True)
+            torch.testing.assert_close(again, once)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_hooks_are_called_once() -> None:
+    layer, calls = LipschitzLinear(6, 6, group_size=2), []
+    layer.weight.register_hook(lambda grad: calls.append(1))
+    layer(torch.randn(3, 6)).sum().backward(create_graph=True)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("family", "parameters"),
+    [
+        ("bernoulli", [-800.0, -89.0, 0.0, 89.0, 800.0]),
+        ("continuous_bernoulli", [-800.0, -95.0, -30.0, 30.0, 95.0, 800.0]),
+        ("discretized_logistic", [0.3, -10.2]),
+        ("discretized_logistic", [0.3, -12.2]),
+    ],
+)
+@pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
+def test_second_derivatives_do_not_overflow(
+    family: str, parameters: list[float], dtype: torch.dtype, x: float
+) -> None:
+    at = torch.tensor(parameters, dtype=dtype).view(1, 1, -1)
+    target = torch.full((1, at.shape[-1] // (2 if "logistic" in family else 1)), x, dtype=dtype)
+
+    def total(parameters: torch.Tensor) -> torch.Tensor:
+        return functional.importance_log_likelihood(parameters, target, family).sum()
+
+    double = torch.autograd.functional.hessian(total, at).view(at.numel(), -1)
+    transformed = torch.func.hessian(total)(at).view(at.numel(), -1)
+    assert double.isfinite().all()
+    torch.testing.assert_close(double, transformed, rtol=1e-3, atol=1e-4)
+    if family == "continuous_bernoulli":
+        torch.testing.assert_close(double.diagonal(), -1 / at.flatten().square(), rtol=1e-3, atol=0)
+
+
+def test_autocast_does_not_reach_the_layer_s_derivatives() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(32, 64), torch.randn(16, 64, requires_grad=True)
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return functional.lipschitz_linear(x, weight, None, 1.0, 2).sin().sum()
+
+    (expected,) = torch.autograd.grad(total(x), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (again,) = torch.autograd.grad(total(x), x, create_graph=True)
+        transformed = torch.func.grad(total)(x.detach())
+    torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(transformed, expected, rtol=1e-5, atol=1e-6)

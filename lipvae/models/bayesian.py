@@ -15,6 +15,7 @@ from lipvae.models import networks
 from lipvae.models.ensemble import Ensemble
 from lipvae.models.vae import VAE
 from lipvae.nn.bayesian import BayesianConvTranspose2d, BayesianLayer, BayesianLinear
+from lipvae.ops._common import transforming
 
 
 class BayesianVAE(VAE):
@@ -115,7 +116,12 @@ class BayesianVAE(VAE):
         """As in :class:`VAE`; in training mode under a new draw of the weights."""
         if self.training:
             self.redraw(generator)
-        return super().elbo(x, num_samples, generator)
+        try:
+            return super().elbo(x, num_samples, generator)
+        finally:
+            if transforming():  # whose tensors end with it
+                for _, layer in self._layers():
+                    layer.forget()
 
     @torch.no_grad()
     def draw(self, index: int, seed: int = 0) -> VAE:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose2d, linear, softplus
 
 from lipvae.noise import normal_like
+from lipvae.ops._common import transforming
 
 REPARAMETERIZATIONS = ("global", "local")
 
@@ -31,7 +32,8 @@ class BayesianLayer(nn.Module):
       mean :math:`\mu \cdot x` and variance :math:`\sigma^2 \cdot x^2`. Gradients have less
       variance. Outputs of a linear layer are exactly as random as under a draw of the weights for
       each row; those of a convolution share weights, and here their correlation over places is
-      left out.
+      left out. A pass that is computed again (activation checkpointing) draws again, which is
+      the same only from torch's default generator.
     """
 
     reparameterization: str
@@ -72,6 +74,10 @@ class BayesianLayer(nn.Module):
         if self.reparameterization == "global":
             self._noise = {name: self._draw(mean) for name, mean, _ in self.distributions()}
 
+    def forget(self) -> None:
+        """Drops the noise; the next training pass draws anew."""
+        self._noise = {}
+
     def _draw(self, like: Tensor) -> Tensor:
         return normal_like(like, like.shape, self._generator)
 
@@ -79,7 +85,13 @@ class BayesianLayer(nn.Module):
         """The drawn weight and bias, differentiable with respect to mean and rho."""
         if not self._noise:
             self.redraw(self._generator)
-        drawn = {n: mean + scale * self._noise[n] for n, mean, scale in self.distributions()}
+            if transforming():  # whose tensors end with it
+                noise, self._noise = self._noise, {}
+                return self._with(noise)
+        return self._with(self._noise)
+
+    def _with(self, noise: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        drawn = {n: mean + scale * noise[n] for n, mean, scale in self.distributions()}
         return drawn["weight"], drawn.get("bias")
 
     def _local(self, mean: Tensor, variance: Tensor) -> Tensor:
@@ -92,7 +104,7 @@ class BayesianLayer(nn.Module):
         return variance["weight"], variance.get("bias")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._noise = {}
+        self.forget()
         return super()._apply(fn, recurse)
 
 

@@ -235,7 +235,8 @@ def _propagate(module: nn.Module, state: _State, executed: bool, path: str = "")
     name = f"{path or '(root)'} ({type(module).__name__})"
     if hooked(module):
         raise TypeError(
-            f"module {name} cannot be certified: it has forward hooks, which may change anything"
+            f"module {name} cannot be certified: it has forward hooks, or a forward() of its own, "
+            "which may change anything"
         )
     # A subclass may compute anything, so types are matched exactly, but for a Sequential that
     # keeps Sequential's own forward.

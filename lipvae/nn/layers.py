@@ -23,6 +23,7 @@ from lipvae._validate import (
 from lipvae.ops._common import (
     autocasting,
     compiling,
+    has_tangent,
     needs_grad,
     transforming,
     without_autocast,
@@ -180,10 +181,10 @@ class LipschitzLayer(nn.Module):
         """Whether a pass starts from the last thresholds and leaves its own for the next.
 
         It writes them into `_buffers`, as an assignment does in the end, without the checks of one.
-        A compiled graph keeps no state, nor does a transform of torch.func, and a captured graph
-        must not read a buffer that a later pass replaces.
+        A compiled graph keeps no state, nor does a transform of torch.func or a pass that carries
+        tangents, and a captured graph must not read a buffer that a later pass replaces.
         """
-        if not self.training or compiling() or transforming():
+        if not self.training or compiling() or transforming() or has_tangent(self.weight):
             return False
         on_gpu = self._buffers["threshold"].is_cuda  # type: ignore[union-attr]
         return not (on_gpu and torch.cuda.is_current_stream_capturing())
@@ -270,7 +271,7 @@ class LipschitzLinear(LipschitzLayer):
             check_tensor("x", x, min_dim=1)
             check_like("x", x, "weight", weight)
             raise ValueError(f"x must have {self.in_features} features, got {describe(x)}")
-        if self._frozen is not None and not needs_grad(x, weight, bias):
+        if self._frozen is not None and not (transforming() or needs_grad(x, weight, bias)):
             y = self._frozen_forward(x)
             if y is not None:
                 return y
@@ -305,13 +306,13 @@ class LipschitzLinear(LipschitzLayer):
     def _frozen_forward(self, x: Tensor) -> Tensor | None:
         """The output by the frozen weight, or None where that would round differently.
 
-        A weight packed for one backend is not the product of another, a compiled graph holds ops,
-        and a transform of torch.func sees torch's.
+        A weight packed for one backend is not the product of another, and a compiled graph holds
+        ops.
         """
         fixed, backend = self._frozen, self._backend()
         rows = x.reshape(-1, self.in_features)
         kind = _FROZEN.get(backend)
-        if kind is not None and isinstance(fixed, kind) and not (compiling() or transforming()):
+        if kind is not None and isinstance(fixed, kind) and not compiling():
             y = fixed(rows)
         elif isinstance(fixed, Tensor) and backend == "reference":
             with without_autocast(x.device):

@@ -143,47 +143,56 @@ def compiling() -> bool:
 def transforming() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp, ...) is at work.
 
-    It has to see torch's own operations: its tensors have no address.
+    It has to see torch's own operations: its tensors have no address. Inside torch.compile nobody
+    can ask; a compiled transform meets custom operators, which most of them refuse.
     """
-    # torch.compile sees through the transforms by itself.
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def left_to_reference(op: str) -> bool:
-    """Whether a transform of torch.func leaves an op to the reference.
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode differentiation follows any of the tensors."""
+    if forward_ad._current_level < 0:
+        return False
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            return True
+    return False
+
+
+def left_to_reference(op: str, *tensors: Tensor | None) -> bool:
+    """Whether an op is left to the reference, which transforms and tangents go through.
 
     Raises:
         RuntimeError: if another backend was requested.
     """
-    if not transforming():
+    if not (transforming() or has_tangent(*tensors)):
         return False
-    if requested() not in (None, "reference"):
+    # What torch.compile makes of an op knows of no request, and does not trace one.
+    if not torch.compiler.is_compiling() and requested() not in (None, "reference"):
         raise RuntimeError(
-            f"{op}: backend {requested()!r} was requested, but the transforms of torch.func take "
-            "the reference"
+            f"{op}: backend {requested()!r} was requested, but the transforms of torch.func and "
+            "forward-mode differentiation take the reference"
         )
     return True
 
 
-def refuse_transforms(what: str) -> None:
-    """For what the transforms of torch.func cannot see into.
+def refuse_transforms(what: str, *tensors: Tensor | None) -> None:
+    """For what transforms and tangents do not go through.
 
     Raises:
-        NotImplementedError: inside one.
+        NotImplementedError: inside a transform of torch.func, or for a tensor with a tangent.
     """
-    if transforming():
-        raise NotImplementedError(f"{what} cannot be computed inside a transform of torch.func")
+    if transforming() or has_tangent(*tensors):
+        raise NotImplementedError(
+            f"{what} cannot be computed inside a transform of torch.func, nor differentiated "
+            "forward"
+        )
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd will ask for a gradient with respect to any of the tensors.
-
-    Tangents of forward-mode differentiation count, so that a Function refuses them.
-    """
-    if forward_ad._current_level >= 0:
-        for tensor in tensors:
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                return True
+    """Whether autograd will ask for a derivative, back or forward, in any of the tensors."""
+    if has_tangent(*tensors):
+        return True
     if not torch.is_grad_enabled():
         return False
     for tensor in tensors:  # noqa: SIM110 (any() with a generator takes twice as long)

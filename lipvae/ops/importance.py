@@ -138,7 +138,7 @@ def importance(parameters: Tensor, target: Tensor, family: str) -> Tensor:
     Returns:
         [K, B], float32 for half inputs and the inputs' dtype otherwise.
     """
-    if left_to_reference("importance") or needs_grad(target):
+    if left_to_reference("importance", parameters, target) or needs_grad(target):
         return reference.importance(parameters.to(result_dtype(parameters)), target, family)
     if compiling():
         return torch.ops.lipvae.importance(parameters, target, family)

@@ -196,7 +196,8 @@ def importance_linear(
     Returns:
         [K, B].
     """
-    if left_to_reference("importance_linear") or needs_grad(hidden, weight, bias, target):
+    tensors = (hidden, weight, bias, target)
+    if left_to_reference("importance_linear", *tensors) or needs_grad(*tensors):
         return importance(linear(hidden, weight, bias), target, family)
     if compiling():
         return torch.ops.lipvae.importance_linear(hidden, weight, bias, target, family)

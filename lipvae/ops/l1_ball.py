@@ -163,7 +163,7 @@ def l1_ball(weight: Tensor, radius: float, warm: Tensor | None = None) -> tuple[
     Returns:
         The projection [rows, cols], and the thresholds float64 [rows], 0 inside the ball.
     """
-    if left_to_reference("l1_ball"):
+    if left_to_reference("l1_ball", weight):
         return (
             reference.project_l1_ball(weight, radius),
             reference.l1_ball_threshold(weight.detach(), radius),

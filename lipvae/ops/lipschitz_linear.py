@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from lipvae import reference
 from lipvae._backend import choose, kernel_module, requested
 from lipvae.ops._common import (
+    autocasting,
     compiling,
     differentiated_as,
     direct_apply,
@@ -193,16 +194,23 @@ _op.register_autograd(_op_vjp, setup_context=_op_setup)
 
 def _backward_again(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The backward pass from the layer's parts, each of which has a second derivative."""
+    # Views, or the derivatives would go on into what made the tensors, and call their hooks.
     x, weight, bias = ctx.saved_tensors[:3]
+    x, weight, bias = (
+        x.view_as(x),
+        weight.view_as(weight),
+        bias if bias is None else bias.view_as(bias),
+    )
     if not torch.is_grad_enabled():
         _, threshold, code = forward(x, weight, bias, ctx.radius, ctx.group_size, None, True)
         found = backward(grad, x, weight, threshold, code, ctx.group_size, _needs(ctx))
         return *found, None, None, None, None
-    y = linear(x, l1_ball(weight, ctx.radius)[0], bias)
-    y = group_sort(y, ctx.group_size, -1) if ctx.group_size else y
     needs = _needs(ctx)
     wanted = [t for t, need in zip((x, weight, bias), needs, strict=True) if need]
-    gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    with without_autocast(x.device):
+        y = linear(x, l1_ball(weight, ctx.radius)[0], bias)
+        y = group_sort(y, ctx.group_size, -1) if ctx.group_size else y
+        gradients = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return *(next(gradients) if need else None for need in needs), None, None, None, None
 
 
@@ -247,6 +255,15 @@ class _LipschitzLinear(torch.autograd.Function):
 _apply = direct_apply(_LipschitzLinear)
 
 
+def _exact_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b in the tensors' own dtype, and its derivatives, under autocast too."""
+    if not autocasting(x.device):
+        return linear(x, weight, bias)
+    # A transform differentiates inside the block, where autocast leaves doubles alone.
+    bias = None if bias is None else bias.double()
+    return linear(x.double(), weight.double(), bias).to(x.dtype)
+
+
 def lipschitz_linear(
     x: Tensor,
     weight: Tensor,
@@ -273,10 +290,9 @@ def lipschitz_linear(
     g = group_size or 0
     fused = g if g in reference.NETWORKS else 0
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    if left_to_reference("lipschitz_linear"):
+    if left_to_reference("lipschitz_linear", x, weight, bias):
         projected, threshold = l1_ball(weight, radius)
-        with without_autocast(x.device):
-            y = linear(x, projected, bias)
+        y = _exact_product(x, projected, bias)
         return (group_sort(y, g, -1) if g else y), threshold
     grad = needs_grad(x, weight, bias)
     if compiling():

@@ -196,9 +196,9 @@ def vmf(
         that a large concentration takes from x. Both are differentiable once.
 
     Raises:
-        NotImplementedError: inside a transform of torch.func.
+        NotImplementedError: inside a transform of torch.func, or for a tangent.
     """
-    refuse_transforms("samples of vMF")
+    refuse_transforms("samples of vMF", loc, concentration)
     if seed is None:
         seed = draw_seed(loc.device)
     elif isinstance(seed, int):

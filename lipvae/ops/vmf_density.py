@@ -228,9 +228,9 @@ def moments(kappa: Tensor, dim: int) -> Moments:
         float64 tensors of the shape of `kappa`.
 
     Raises:
-        NotImplementedError: inside a transform of torch.func.
+        NotImplementedError: inside a transform of torch.func, or for a tangent.
     """
-    refuse_transforms("the density of vMF")
+    refuse_transforms("the density of vMF", kappa)
     if compiling():
         return Moments(*torch.ops.lipvae.vmf_moments(kappa.detach(), dim).unbind(0))
     return _moments(kappa, dim)
@@ -310,9 +310,9 @@ def moment(name: str, kappa: Tensor, dim: int) -> Tensor:
         The shape and dtype of `kappa`; evaluated in float64.
 
     Raises:
-        NotImplementedError: inside a transform of torch.func.
+        NotImplementedError: inside a transform of torch.func, or for a tangent.
     """
-    refuse_transforms("the density of vMF")
+    refuse_transforms("the density of vMF", kappa)
     if compiling():
         index = Moments._fields.index(name)
         return torch.ops.lipvae.vmf_moments(kappa, dim)[index].to(kappa.dtype)
