@@ -463,7 +463,8 @@ class Scorer:
         if x.device != parameter.device:
             raise ValueError(f"x must be on the model's device {parameter.device}, got {x.device}")
         check_unit_interval("x", x)
-        return x.detach().to(parameter.dtype)
+        # Of the same strides, or a convolution rounds equal images differently.
+        return x.detach().to(parameter.dtype).contiguous()
 
     def __repr__(self) -> str:
         return (

@@ -674,6 +674,14 @@ def test_a_callers_autocast_does_not_reach_the_scores(name: str, threads: int) -
         torch.set_num_threads(before)
 
 
+def test_strides_do_not_reach_a_score() -> None:
+    torch.manual_seed(0)
+    model = lipvae.VAE((3, 16, 16), 2, "conv", (4, 8)).eval()
+    x = torch.rand(4, 3, 16, 16)
+    scorer = Scorer(model, num_samples=8)
+    assert same(scorer(x.to(memory_format=torch.channels_last)), scorer(x))
+
+
 def test_num_draws_takes_the_first_members() -> None:
     torch.manual_seed(0)
     models = [lipvae.VAE((1, 8, 8), 2, "fc", (8,)) for _ in range(4)]

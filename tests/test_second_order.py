@@ -12,6 +12,9 @@ import lipvae
 from lipvae import functional
 from lipvae.nn import GroupSort, LipschitzConv2d, LipschitzLinear
 
+# torch makes its tables for forward mode by its own deprecated script.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
 BACKENDS = ["cpp", "reference"]
 
 
