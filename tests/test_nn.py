@@ -190,6 +190,16 @@ def test_a_spoilt_threshold_heals():
         torch.testing.assert_close(layer(x), want, rtol=1e-6, atol=1e-6)
 
 
+def test_thresholds_of_a_replaced_weight_are_not_used():
+    conv = LipschitzConv2d(2, 4, 3).train()
+    x = torch.rand(1, 2, 5, 5)
+    conv(x)
+    conv.weight = nn.Parameter(torch.randn(400, 2, 3, 3))
+    conv.bias = None
+    assert torch.equal(conv(x), copy.deepcopy(conv).eval()(x))
+    assert conv.threshold.shape == (400,)
+
+
 def test_layers_without_bias():
     linear, conv = LipschitzLinear(6, 4, bias=False), LipschitzConv2d(1, 2, 3, bias=False)
     assert linear.bias is None

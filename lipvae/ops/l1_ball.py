@@ -170,6 +170,8 @@ def l1_ball(weight: Tensor, radius: float, warm: Tensor | None = None) -> tuple[
         )
     if compiling():
         return torch.ops.lipvae.l1_ball(weight, radius, warm)
+    if warm is not None and warm.shape != weight.shape[:1]:
+        warm = None  # of a weight that was replaced
     if not needs_grad(weight):
         return forward(weight, radius, warm)
     return _L1Ball.apply(weight, radius, warm)

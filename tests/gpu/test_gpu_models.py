@@ -34,6 +34,7 @@ def test_two_captured_training_passes_do_not_share_memory() -> None:
             (grad,) = torch.autograd.grad(y, layer.weight, torch.ones_like(y))
         # Kept with its graph, y would keep gradient nodes of the capture's stream.
         graphs.append((graph, static, y.detach(), grad))
+        del y
     torch.cuda.empty_cache()
     for graph, static, y, grad in graphs:
         static.copy_(torch.rand_like(x))
