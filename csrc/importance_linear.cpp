@@ -46,7 +46,7 @@ struct AddRows<Bernoulli<float>, float> {
 // Of logits that a thread keeps: a part of the second cache.
 constexpr std::int64_t tile_bytes = vector_bytes < 64 ? logits_bytes : 2 * logits_bytes;
 
-// Not on the stack, of which a thread may have little; kept, as fresh pages would cost more than a tile.
+// Not on the stack, of which a thread may have little; kept from call to call, as a stack's pages are.
 void* tile_room() {
   thread_local const Scratch room(tile_bytes);
   return room.get();

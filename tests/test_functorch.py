@@ -170,27 +170,24 @@ def test_transforms_leave_the_thresholds_alone() -> None:
     assert torch.equal(layer.threshold, before)
 
 
+class Reconstruction(nn.Module):
+    def __init__(self, model: lipvae.VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model.decode(self.model.encode(x).loc)
+        return functional.importance_log_likelihood(logits[None], x.flatten(1)).sum()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_of_each_image(training: bool) -> None:
     model = lipvae.LipschitzVAE((1, 8, 8), 2, "fc", (8,)).double().train(training)
     x = torch.rand(3, 1, 8, 8, dtype=DOUBLE)
-    parameters = dict(model.named_parameters())
+    parameters = dict(Reconstruction(model).named_parameters())
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        def reconstruction(x: Tensor) -> Tensor:
-            logits = model.decode(model.encode(x).loc)
-            return functional.importance_log_likelihood(logits[None], x.flatten(1)).sum()
-
-        class Wrapped(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, x: Tensor) -> Tensor:
-                return reconstruction(x)
-
-        named = {f"model.{name}": value for name, value in parameters.items()}
-        return functional_call(Wrapped(), named, (image[None],))
+        return functional_call(Reconstruction(model), parameters, (image[None],))
 
     many = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
     for i, image in enumerate(x):

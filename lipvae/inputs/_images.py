@@ -84,7 +84,7 @@ class FolderInputs(Inputs):
         files = self._files[start:stop]
         found = []
         ids = []
-        # Decoding leaves Python's lock to others, and takes far longer than scoring.
+        # Decoding leaves Python's lock to others.
         with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
             for file, image in zip(files, pool.map(self._attempt, files), strict=True):
                 if isinstance(image, ValueError):

@@ -72,25 +72,23 @@ class BayesianLayer(nn.Module):
         """Makes the noise of the next training pass from `generator`."""
         self._generator = generator
         if self.reparameterization == "global":
-            self._noise = {name: self._draw(mean) for name, mean, _ in self.distributions()}
+            self._noise = self._draws()
 
     def forget(self) -> None:
         """Drops the noise; the next training pass draws anew."""
         self._noise = {}
+
+    def _draws(self) -> dict[str, Tensor]:
+        return {name: self._draw(mean) for name, mean, _ in self.distributions()}
 
     def _draw(self, like: Tensor) -> Tensor:
         return normal_like(like, like.shape, self._generator)
 
     def _sampled(self) -> tuple[Tensor, Tensor | None]:
         """The drawn weight and bias, differentiable with respect to mean and rho."""
-        if not self._noise:
-            self.redraw(self._generator)
-            if transforming():  # whose tensors end with it
-                noise, self._noise = self._noise, {}
-                return self._with(noise)
-        return self._with(self._noise)
-
-    def _with(self, noise: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        noise = self._noise or self._draws()
+        if not transforming():  # whose tensors end with it
+            self._noise = noise
         drawn = {n: mean + scale * noise[n] for n, mean, scale in self.distributions()}
         return drawn["weight"], drawn.get("bias")
 

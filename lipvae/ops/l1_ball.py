@@ -20,8 +20,22 @@ from lipvae.ops._common import (
 )
 
 
+def usable(warm: Tensor | None, weight: Tensor) -> Tensor | None:
+    """The thresholds to start from, or None where they are of a weight that was replaced."""
+    if (
+        warm is None
+        or warm.dtype != torch.float64
+        or warm.shape != weight.shape[:1]
+        or not warm.is_contiguous()
+        or warm.device != weight.device
+    ):
+        return None
+    return warm
+
+
 def forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor, Tensor]:
     """[rows, cols] -> projected [rows, cols], threshold float64 [rows]."""
+    warm = usable(warm, weight)
     backend = choose("l1_ball", weight)
     if backend == "cpp":
         return cpp_forward(weight, radius, warm)
@@ -170,8 +184,6 @@ def l1_ball(weight: Tensor, radius: float, warm: Tensor | None = None) -> tuple[
         )
     if compiling():
         return torch.ops.lipvae.l1_ball(weight, radius, warm)
-    if warm is not None and warm.shape != weight.shape[:1]:
-        warm = None  # of a weight that was replaced
     if not needs_grad(weight):
         return forward(weight, radius, warm)
     return _L1Ball.apply(weight, radius, warm)

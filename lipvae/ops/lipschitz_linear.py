@@ -32,7 +32,7 @@ from lipvae.ops.group_sort import forward as group_sort_forward
 from lipvae.ops.group_sort import group_sort, rows_code_shape
 from lipvae.ops.l1_ball import backward as l1_ball_backward
 from lipvae.ops.l1_ball import forward as l1_ball_forward
-from lipvae.ops.l1_ball import l1_ball, shrink
+from lipvae.ops.l1_ball import l1_ball, shrink, usable
 from lipvae.ops.packed_lipschitz import cpp_backward, cpp_forward
 
 
@@ -59,7 +59,7 @@ def forward(
         return y, threshold, code
     if backend == "triton":
         y, threshold, code = kernel_module("lipschitz_linear").lipschitz_linear_forward(
-            x, weight, bias, radius, group_size or None, record, warm
+            x, weight, bias, radius, group_size or None, record, usable(warm, weight)
         )
         return y, threshold, code
     projected, threshold = l1_ball_forward(weight, radius, warm)

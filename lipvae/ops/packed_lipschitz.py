@@ -17,6 +17,7 @@ from lipvae._backend import cpp_module
 from lipvae._workers import kernel_threads
 from lipvae.ops._common import CPU, dtype_code
 from lipvae.ops.group_sort import group_sort
+from lipvae.ops.l1_ball import usable
 from lipvae.ops.panels import PackedLinear, check_bias, empty_panels
 
 
@@ -43,8 +44,7 @@ def cpp_forward(
         check_bias(bias, weight)
         bias = bias.contiguous()
     rows, (columns, inner) = x.shape[0], weight.shape
-    if warm is not None and not _fits(warm, columns):
-        warm = None  # of a layer that has got another weight
+    warm = usable(warm, weight)
     y = torch.empty(rows, columns, dtype=weight.dtype, device=CPU)
     # In a cache that a product has filled, making a tensor takes microseconds.
     if recording and warm is not None:
@@ -111,15 +111,6 @@ def cpp_backward(
         kernel_threads(),
     )
     return grad_x, grad_weight, grad_bias
-
-
-def _fits(warm: Tensor, columns: int) -> bool:
-    return (
-        warm.dtype == torch.float64
-        and warm.shape == (columns,)
-        and warm.is_contiguous()
-        and warm.is_cpu
-    )
 
 
 class PackedLipschitzLinear:
