@@ -34,6 +34,8 @@ class Variant:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int = 3
+    # Sizes are multiples of 16, which Triton's dispatch sees and compiles for.
+    divisible: bool = True
 
     @property
     def code(self) -> tuple[Any, ...]:
@@ -45,13 +47,20 @@ class Variant:
         return (self.kernel.__name__, *(self.constants.get(name) for name in told))
 
 
-def _variant(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> Variant:
+def _variant(
+    name: str,
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    divisible: bool = True,
+) -> Variant:
     rest = dict(constants)
-    return Variant(name, kernel, types, rest, rest.pop("num_warps"), rest.pop("num_stages", 3))
+    warps, stages = rest.pop("num_warps"), rest.pop("num_stages", 3)
+    return Variant(name, kernel, types, rest, warps, stages, divisible)
 
 
 def _l1_ball() -> Iterator[Variant]:
-    for cols in (32, 784, 4096, 8192, 16384, 65536):
+    for cols in (32, 784, 1000, 4096, 8192, 16384, 65536):
         for dtype in ("fp32", "bf16"):
             p = "*" + dtype
             config = l1_ball.row_config(cols)
@@ -66,7 +75,8 @@ def _l1_ball() -> Iterator[Variant]:
             }
             flags = {"PROJECT": True, "BY_THRESHOLD": False}
             name = f"l1_ball forward, {cols} columns, {dtype}"
-            yield _variant(name, l1_ball.project_rows, forward, {**config, **flags})
+            whole = cols % 16 == 0
+            yield _variant(name, l1_ball.project_rows, forward, {**config, **flags}, whole)
             backward = {
                 "grad_ptr": "*fp32",
                 "weight_ptr": p,
@@ -75,7 +85,7 @@ def _l1_ball() -> Iterator[Variant]:
                 "cols": "i32",
             }
             name = f"l1_ball backward, {cols} columns, {dtype}"
-            yield _variant(name, l1_ball.project_rows_backward, backward, config)
+            yield _variant(name, l1_ball.project_rows_backward, backward, config, whole)
     types = {"weight_ptr": "*fp32", "threshold_ptr": "*fp64", "projected_ptr": "*fp32"}
     constants = {name: l1_ball.row_config(4096)[name] for name in ("CHUNK", "num_warps")}
     name = "l1_ball by known thresholds, 4096 columns, fp32"
@@ -96,12 +106,14 @@ def _group_sort() -> Iterator[Variant]:
                 "CONTIGUOUS": contiguous,
             }
             where = "last" if contiguous else "inner"
-            types = {"x_ptr": "*fp32", "y_ptr": "*fp32", "code_ptr": "*u8", **sizes}
-            name = f"group_sort forward, g={group}, {where} dimension"
-            yield _variant(name, group_sort.sort_groups, types, {**constants, "RECORD": True})
-            types = {"grad_ptr": "*fp32", "code_ptr": "*u8", "grad_x_ptr": "*fp32", **sizes}
-            name = f"group_sort backward, g={group}, {where} dimension"
-            yield _variant(name, group_sort.unsort_groups, types, constants)
+            recording = {**constants, "RECORD": True}
+            forward = {"x_ptr": "*fp32", "y_ptr": "*fp32", "code_ptr": "*u8", **sizes}
+            backward = {"grad_ptr": "*fp32", "code_ptr": "*u8", "grad_x_ptr": "*fp32", **sizes}
+            for whole, label in ((True, ""), (False, ", any size")):
+                name = f"group_sort forward, g={group}, {where} dimension{label}"
+                yield _variant(name, group_sort.sort_groups, forward, recording, whole)
+                name = f"group_sort backward, g={group}, {where} dimension{label}"
+                yield _variant(name, group_sort.unsort_groups, backward, constants, whole)
 
 
 def _describe(tile: Tile, kind: str) -> str:
@@ -142,25 +154,38 @@ def _lipschitz_linear(family: str) -> Iterator[Variant]:
             choices = (True,) if kind == "ieee" else (False, True)
             for projecting in (False,) if product == "grad_weight" else choices:
                 for tile in tiles(product, kind, family, projecting=projecting):
-                    # A ragged inner dimension, such as 784 pixels, takes masks and so registers.
-                    for even, group in ((True, 2), (False, 8)):
+                    for alignment, even, group in _layouts(kind):
                         fixed: dict[str, Any] = {"PRECISION": precision, "EVEN": even}
-                        label = ", projecting" * projecting + ("" if even else ", ragged")
+                        label = ", projecting" * projecting + _raggedness(alignment, even)
                         if product == "forward":
-                            network = group_sort.NETWORKS[group]
+                            network = group_sort.NETWORKS.get(group, ())
                             fixed |= {"GROUP": group, "NETWORK": network}
-                            fixed |= {"BIAS": True, "RECORD": True}
+                            fixed |= {"BIAS": True, "RECORD": group > 1}
                             label += f", g={group}"
                         if product == "grad_weight":
-                            fixed["BIAS"] = True
+                            fixed |= {"BIAS": True, "ALIGN_ROWS": alignment}
                         else:
-                            fixed["PROJECT"] = projecting
+                            fixed |= {"PROJECT": projecting, "ALIGN_INNER": alignment}
+                        fixed["ALIGN_COLS"] = alignment
                         yield _variant(
                             f"lipschitz_linear {product}, {_describe(tile, kind)}{label}",
                             KERNELS[product],
                             {**pointers, **sizes},
                             {**fixed, **tile.keywords()},
                         )
+
+
+def _layouts(kind: str) -> tuple[tuple[int, bool, int], ...]:
+    """Entries that divide a row, whether the inner tile does, and a group size.
+
+    A ragged row takes masks, and one of whole 8 bytes more and shorter copies: both take registers.
+    """
+    entries = 8 if kind == "half" else 4
+    return (entries, True, 2), (entries, False, 8), (entries // 2, False, 1)
+
+
+def _raggedness(alignment: int, even: bool) -> str:
+    return "" if even else f", ragged by {alignment}"
 
 
 def _importance() -> Iterator[Variant]:
@@ -185,13 +210,11 @@ def _importance() -> Iterator[Variant]:
                 kernels = (importance.log_likelihood, importance.log_likelihood_backward)
                 used = sizes
                 constants = {**importance.tile_config(784), "FAMILY": family, "COUNT": count}
-            name = f"{family}, {dtype}"
-            yield _variant(
-                f"importance forward, {name}", kernels[0], {**forward, **used}, constants
-            )
-            yield _variant(
-                f"importance backward, {name}", kernels[1], {**backward, **used}, constants
-            )
+            for whole, label in ((True, ""), (False, ", any size")):
+                name = f"importance forward, {family}, {dtype}{label}"
+                yield _variant(name, kernels[0], {**forward, **used}, constants, whole)
+                name = f"importance backward, {family}, {dtype}{label}"
+                yield _variant(name, kernels[1], {**backward, **used}, constants, whole)
 
 
 def _importance_linear(architecture: str) -> Iterator[Variant]:
@@ -219,18 +242,21 @@ def _importance_linear(architecture: str) -> Iterator[Variant]:
             keywords = tile.keywords()
             del keywords["SWAPPED"]
             kernel = importance_linear.linear_log_likelihood
-            parts = importance_linear.parts_for(kind, Machine(architecture))
+            parts = importance_linear.parts_for(kind, count, Machine(architecture))
             fixed: dict[str, Any] = {"FAMILY": family, "COUNT": count, "PARTS": parts}
             if count == 256:
                 kernel = importance_linear.linear_log_likelihood_categorical
                 fixed = {"PIXELS": importance_linear.CATEGORICAL_PIXELS}
-            for even in (True, False):
-                label = "" if even else ", ragged"
+            for alignment, even, _ in _layouts(kind):
+                ragged = _raggedness(alignment, even)
+                layout: dict[str, Any] = {"EVEN": even, "ALIGN_INNER": alignment}
+                if count != 256:  # targets are float32: 784 pixels, or any number
+                    layout["ALIGN_PIXELS"] = 4 if even else 1
                 yield _variant(
-                    f"importance_linear, {family}, {_describe(tile, kind)}{label}",
+                    f"importance_linear, {family}, {_describe(tile, kind)}{ragged}",
                     kernel,
                     types,
-                    {**common, **fixed, **keywords, "EVEN": even},
+                    {**common, **fixed, **keywords, **layout},
                 )
     yield _variant(
         "importance_linear, sum over tiles",
@@ -250,6 +276,7 @@ def _normal_samples() -> Iterator[Variant]:
                 normal_samples.draw_normal,
                 {**inputs, "z_ptr": "*" + dtype, **sizes},
                 normal_samples.tile_config(dim),
+                divisible=False,
             )
 
 
@@ -283,7 +310,8 @@ def _vmf() -> Iterator[Variant]:
         for dim in (10, 50, 200, 1000, 4096, vmf.MAX_DIM):
             types = {"loc_ptr": p, **seed, "t_ptr": "*fp64", "x_ptr": p, **span, "dim": "i32"}
             constants = {**vmf.tangent_config(dim), **wide, "SHARED": False}
-            yield _variant(f"vmf, {dim} dimensions, {dtype}", vmf.place_rows, types, constants)
+            name = f"vmf, {dim} dimensions, {dtype}"
+            yield _variant(name, vmf.place_rows, types, constants, dim % 16 == 0)
     pointers = ("t_ptr", "concentration_ptr", "complement_ptr", "node_ptr", "weight_ptr", "out_ptr")
     types = {**dict.fromkeys(pointers, "*fp64"), "total": "i64", "rows": "i32", "dim": "i32"}
     constants = {"NODES": 24, "BLOCK": vmf.BLOCK, "num_warps": 4}

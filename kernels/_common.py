@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,16 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def multiple(length, OF: tl.constexpr):
+    """The length of a row, which from here on the compiler knows to be a multiple of `OF`.
+
+    Triton by itself asks only whether a number divides by 16, and gives up wide and asynchronous
+    loads of a matrix whose rows do not.
+    """
+    return length // OF * OF
 
 
 # Whether `triton.jit` makes interpreted functions in this process: fixed when Triton is imported.
@@ -75,6 +86,30 @@ def result(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, written: bo
     """What a kernel will have written whole; zeros, which take a launch, only if none runs."""
     make = like.new_empty if written else like.new_zeros
     return make(shape, dtype=dtype)
+
+
+def alignment(length: int, dtype: torch.dtype) -> int:
+    """The largest power of two, up to the entries of 16 bytes, that divides a row's length."""
+    return math.gcd(length, 16 // dtype.itemsize)
+
+
+def padded_length(length: int, dtype: torch.dtype) -> int:
+    """The length of rows that a matrix product takes: multiples of 8 bytes, else whole 16 bytes.
+
+    Of other rows it would copy an entry at a time, through registers that its tiles have not left.
+    """
+    if alignment(length, dtype) * dtype.itemsize >= 8:
+        return length
+    entries = 16 // dtype.itemsize
+    return triton.cdiv(length, entries) * entries
+
+
+def padded(value: Tensor, *shape: int) -> Tensor:
+    """The tensor with zeros at its ends up to the shape; itself if it has it."""
+    if tuple(value.shape) == shape:
+        return value
+    ends = [(0, size - have) for size, have in zip(shape, value.shape, strict=True)]
+    return torch.nn.functional.pad(value, [n for pair in reversed(ends) for n in pair])
 
 
 def check_radius(radius: float) -> float:

@@ -64,7 +64,8 @@ def read_cubin(cubin: bytes, tool: str, option: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _cuda_figures(cubin: bytes, shared: int) -> Figures:
+def cuda_figures(cubin: bytes, shared: int) -> Figures:
+    """What machine code of an NVIDIA GPU takes, with its shared memory as Triton gives it."""
     text = read_cubin(cubin, "cuobjdump", "-res-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     if found is None:
@@ -80,9 +81,9 @@ def _hip_figures(assembly: str, shared: int) -> Figures:
             raise RuntimeError(f"the assembly has no {name}")
         return int(found[1])
 
-    # Scratch memory holds what spills; scalar registers spill into vector registers.
-    spills = field("vgpr_spill_count") + field("sgpr_spill_count")
-    spills += field("private_segment_fixed_size")
+    # Scratch memory holds what spills. Scalars beyond their registers move into lanes of vector
+    # registers, which the count of those has.
+    spills = field("vgpr_spill_count") + field("private_segment_fixed_size")
     return Figures(field("vgpr_count"), spills, shared)
 
 
@@ -90,12 +91,16 @@ def compiled(variant: Variant, target: str) -> Any:
     """One variant as Triton compiles it for one target of `TARGETS`."""
     names = variant.kernel.arg_names
     signature = {name: variant.types.get(name, "constexpr") for name in names}
-    # Tensors come 16-byte aligned from torch, and the sizes that matter are multiples of 16.
+    # Tensors come 16-byte aligned from torch.
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
         if signature[name].startswith("*")
-        or (signature[name] == "i32" and not variant.kernel.params[i].do_not_specialize)
+        or (
+            variant.divisible
+            and signature[name] == "i32"
+            and not variant.kernel.params[i].do_not_specialize
+        )
     }
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **OPTIONS}
     source = ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)
@@ -107,7 +112,7 @@ def compile_variant(variant: Variant, target: str) -> Figures:
     kernel = compiled(variant, target)
     shared = kernel.metadata.shared
     if "cubin" in kernel.asm:
-        return _cuda_figures(kernel.asm["cubin"], shared)
+        return cuda_figures(kernel.asm["cubin"], shared)
     return _hip_figures(kernel.asm["amdgcn"], shared)
 
 

@@ -3,7 +3,8 @@
 A program computes a tile of parameters as a matrix product and, instead of storing it, sums the
 log densities of its pixels into one number a row. A second launch adds the numbers of the tiles:
 no atomics, so the result is the same in every run. The tile depends on the family and the dtype
-alone, so a row's bits depend neither on K nor on B.
+alone, so a row's bits depend neither on K nor on B. Operands whose rows are not multiples of 8
+bytes are copied with zeros at the ends of their rows, in launches of torch's.
 
 The fusion is for scoring and has no backward pass: for a gradient, compose a linear layer with
 :mod:`lipvae.kernels.importance`.
@@ -20,7 +21,17 @@ import triton.language as tl
 from torch import Tensor
 
 from lipvae.kernels import _tuning
-from lipvae.kernels._common import OPTIONS, check_companion, check_operand, dot, on_device
+from lipvae.kernels._common import (
+    OPTIONS,
+    alignment,
+    check_companion,
+    check_operand,
+    dot,
+    multiple,
+    on_device,
+    padded,
+    padded_length,
+)
 from lipvae.kernels._densities import check_family, log_density
 from lipvae.kernels._tuning import Machine, Tile
 from lipvae.kernels.importance import grey_level
@@ -77,7 +88,7 @@ def _parts(tile, ROWS: tl.constexpr, COLS: tl.constexpr, PARTS: tl.constexpr):
     return parts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "batch", "pixels", "inner"])
 def linear_log_likelihood(
     hidden_ptr,
     weight_ptr,
@@ -93,12 +104,16 @@ def linear_log_likelihood(
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
+    ALIGN_PIXELS: tl.constexpr,
+    ALIGN_INNER: tl.constexpr,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     INNER: tl.constexpr,
 ):
     """partial [pixel tiles, rows]: log density summed over the tile's pixels, part by part."""
+    pixels = multiple(pixels, ALIGN_PIXELS)
+    inner = multiple(inner, ALIGN_INNER)
     row_tiles = tl.cdiv(rows, ROWS)
     row = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
     pixel_tile = tl.program_id(0) // row_tiles
@@ -135,7 +150,7 @@ def linear_log_likelihood(
     tl.store(out, total, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "batch", "pixels", "inner"])
 def linear_log_likelihood_categorical(
     hidden_ptr,
     weight_ptr,
@@ -149,12 +164,14 @@ def linear_log_likelihood_categorical(
     BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
     EVEN: tl.constexpr,
+    ALIGN_INNER: tl.constexpr,
     PIXELS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     INNER: tl.constexpr,
 ):
     """partial [pixel groups, rows]: log softmax at the grey level, pixel after pixel."""
+    inner = multiple(inner, ALIGN_INNER)
     row_tiles = tl.cdiv(rows, ROWS)
     row = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(0) // row_tiles
@@ -204,14 +221,16 @@ def tile_for(kind: str, count: int, device: Machine) -> Tile:
     return tile
 
 
-def parts_for(kind: str, device: Machine) -> int:
-    """In how many parts the densities of a tile are computed, for a kind of product on a GPU.
+def parts_for(kind: str, count: int, device: Machine) -> int:
+    """In how many parts the densities of a tile are computed.
 
     In four they take so few registers that two programs fit a multiprocessor of Hopper's, and one
     multiplies while the other computes densities. On Ampere the operands of a matrix product lie in
-    registers too: two programs do not fit either way, and four parts spill.
+    registers too, and the four parts of two products spill; so do those of float32 on Hopper.
     """
-    return 1 if device.family in ("ampere", "turing") and kind != "ieee" else 4
+    if kind == "ieee":
+        return 1
+    return 1 if count == 2 and device.family in ("ampere", "turing") else 4
 
 
 def importance_linear_forward(
@@ -245,6 +264,8 @@ def importance_linear_forward(
     rows = k * b
     if rows == 0:
         return hidden.new_zeros(k, b, dtype=torch.float32)
+    inner = padded_length(inner, hidden.dtype)
+    hidden, weight = padded(hidden, k, b, inner), padded(weight, count * d, inner)
 
     device = _tuning.machine(hidden.device.index if hidden.is_cuda else None)
     kind = _tuning.product_kind(hidden.dtype, device.family)
@@ -256,7 +277,8 @@ def importance_linear_forward(
         arguments["PIXELS"] = pixels
     else:
         kernel, pixels = linear_log_likelihood, tile.cols
-        arguments |= {"FAMILY": family, "COUNT": count, "PARTS": parts_for(kind, device)}
+        arguments |= {"FAMILY": family, "COUNT": count, "PARTS": parts_for(kind, count, device)}
+        arguments["ALIGN_PIXELS"] = alignment(d, target.dtype)
     partial = hidden.new_empty(triton.cdiv(d, pixels), rows, dtype=torch.float32)
     with on_device(hidden):
         kernel[(triton.cdiv(rows, tile.rows) * partial.shape[0],)](
@@ -271,6 +293,7 @@ def importance_linear_forward(
             inner,
             PRECISION="tf32" if kind == "tf32" else "ieee",
             EVEN=inner % tile.inner == 0,
+            ALIGN_INNER=alignment(inner, hidden.dtype),
             **arguments,
             **OPTIONS,
         )

@@ -9,6 +9,9 @@ projected again for every row of tiles, so the first launch writes P(W), the sam
 Backward is the sort undone, the gradients with respect to x (by the product that projects, or by
 P(W) made again in a launch) and to P_r(W) (with the bias's in the same launch), and equation (3) in
 place.
+
+Operands whose rows are not multiples of 8 bytes are copied with zeros at the ends of their rows, in
+launches of torch's.
 """
 
 from __future__ import annotations
@@ -23,10 +26,13 @@ from torch import Tensor
 from lipvae.kernels import _tuning
 from lipvae.kernels._common import (
     OPTIONS,
+    alignment,
     check_companion,
     check_operand,
     check_radius,
     on_device,
+    padded,
+    padded_length,
     result,
 )
 from lipvae.kernels._lipschitz_products import KERNELS, tiles
@@ -92,7 +98,11 @@ def _launch(
     rows, cols, inner = shape
     device, kind = _machine_and_kind(like)
     ranked = _ranked(product, kind, group, shape, device, projecting)
-    if product != "grad_weight":
+    fixed["ALIGN_COLS"] = alignment(cols, like.dtype)
+    if product == "grad_weight":
+        fixed["ALIGN_ROWS"] = alignment(rows, like.dtype)
+    else:
+        fixed["ALIGN_INNER"] = alignment(inner, like.dtype)
         fixed["PROJECT"] = projecting
 
     def launch(tile: Tile) -> None:
@@ -190,6 +200,8 @@ def lipschitz_linear_forward(
         if projected is None:
             projected = l1_ball_shrink(weight, threshold)
         weight = check_companion("projected", projected, x, (cols, inner), x.dtype)
+    inner = padded_length(inner, x.dtype)
+    x, weight = padded(x, rows, inner), padded(weight, cols, inner)
     y = x.new_empty(rows, cols)
     code = None
     if group > 1 and record:
@@ -198,7 +210,7 @@ def lipschitz_linear_forward(
         _launch(
             "forward",
             (x, weight, x if bias is None else bias, threshold, y, x if code is None else code),
-            shape,
+            (rows, cols, inner),
             group,
             projecting,
             GROUP=group,
@@ -245,27 +257,27 @@ def lipschitz_linear_backward(
             raise ValueError("code must be the forward pass's code where there is a sort, got None")
         grad = group_sort_backward(grad, code, group)
     grad_x = grad_weight = grad_bias = None
+    wide, tall = padded_length(inner, x.dtype), padded_length(cols, x.dtype)
+    whole = padded(grad, rows, tall)
     if needs[0]:
-        grad_x = torch.empty_like(x)
+        grad_x = x.new_empty(rows, wide)
         if rows:
-            shape = (rows, inner, cols)
+            shape = (rows, wide, tall)
             if projecting is None:
                 projecting = projects("grad_x", x, shape)
             factor = weight if projecting else l1_ball_shrink(weight, threshold)
-            operands = (grad, factor, threshold, grad_x)
-            _launch("grad_x", operands, shape, projecting=projecting)
+            factor, limits = padded(factor, tall, wide), padded(threshold, tall)
+            _launch("grad_x", (whole, factor, limits, grad_x), shape, projecting=projecting)
+        grad_x = grad_x[:, :inner].contiguous()
     if needs[1]:
-        grad_projected = result(x, (cols, inner), torch.float32, written=rows > 0)
-        sums = result(x, (cols,), torch.float32, written=rows > 0)
+        grad_projected = result(x, (tall, wide), torch.float32, written=rows > 0)
+        sums = result(x, (tall,), torch.float32, written=rows > 0)
         if rows:
-            _launch(
-                "grad_weight",
-                (grad, x, grad_projected, sums),
-                (cols, inner, rows),
-                BIAS=needs[2],
-            )
+            operands = (whole, padded(x, rows, wide), grad_projected, sums)
+            _launch("grad_weight", operands, (tall, wide, rows), BIAS=needs[2])
+        grad_projected = grad_projected[:cols, :inner].contiguous()
         grad_weight = project_gradient(grad_projected, weight, threshold)
-        grad_bias = sums.to(x.dtype) if needs[2] else None
+        grad_bias = sums[:cols].to(x.dtype) if needs[2] else None
     elif needs[2]:
         grad_bias = grad.sum(0, dtype=torch.float32).to(x.dtype)
     return grad_x, grad_weight, grad_bias

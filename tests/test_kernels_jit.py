@@ -27,6 +27,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from lipvae.kernels import (
+    _tuning,
+    aot,
     group_sort,
     importance,
     importance_linear,
@@ -36,6 +38,7 @@ from lipvae.kernels import (
     normal_samples,
     vmf,
 )
+from lipvae.kernels._densities import FAMILIES
 
 
 class _Driver:
@@ -59,7 +62,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[A
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **keywords)
-        assert kernel.asm["cubin"]
+        figures = aot.cuda_figures(kernel.asm["cubin"], kernel.metadata.shared)
+        assert figures.spills == 0
         kernels.append(kernel)
         return kernel
 
@@ -200,11 +204,64 @@ def reductions(kernel: Any) -> list[str]:
     return [re.sub(r"#\w+", lambda m: layouts.get(m[0], m[0]), operand) for operand in operands]
 
 
-@pytest.mark.parametrize("before", [0, 128])
-def test_the_order_of_sums_does_not_depend_on_the_batch(before: int, compiled: list[Any]) -> None:
-    for images in (1, 2, 7, 8, 13, 16, 64):
-        statistics(128, images, before, torch.float32)
-    found = [reductions(kernel) for kernel in compiled]
-    assert len(found) == 7
+def log_likelihoods(images: int, pixels: int, family: str) -> None:
+    count = FAMILIES[family]
+    importance_linear.importance_linear_forward(
+        rand(16, images, 200, dtype=torch.bfloat16),
+        rand(count * pixels, 200, dtype=torch.bfloat16),
+        None,
+        rand(images, pixels),
+        family,
+    )
+
+
+def marginal(images: int, pixels: int, family: str) -> None:
+    parameters = rand(16, images, FAMILIES[family] * pixels)
+    importance.importance_forward(parameters, rand(images, pixels), family)
+
+
+SUMS: dict[str, tuple[int, Callable[[int], None]]] = {
+    "importance_statistics": (1, lambda b: statistics(128, b, 0, torch.float32)),
+    "importance_statistics, later": (1, lambda b: statistics(128, b, 128, torch.float32)),
+    **{
+        f"{name}, {family}, {pixels} pixels": (
+            launches,
+            lambda b, of=of, pixels=pixels, family=family: of(b, pixels, family),
+        )
+        for name, of, launches in (
+            ("importance", marginal, 1),
+            ("importance_linear", log_likelihoods, 2),
+        )
+        for family, pixels in (("bernoulli", 41), ("bernoulli", 784), ("categorical256", 41))
+    },
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_the_order_of_sums_does_not_depend_on_the_batch(name: str, compiled: list[Any]) -> None:
+    launches, launch = SUMS[name]
+    batches = (1, 2, 7, 8, 13, 16, 64)
+    for images in batches:
+        launch(images)
+    assert len(compiled) == launches * len(batches)
+    found = [reductions(kernel) for kernel in compiled[::launches]]
     assert found[0]
     assert all(each == found[0] for each in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("inner", [200, 500, 250, 785])
+def test_rows_of_any_length_are_copied_asynchronously(
+    inner: int, dtype: torch.dtype, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tuning, "tf32_allowed", lambda: True)
+    for group in (None, 2):
+        layer(4096, inner, 512, group, dtype, True, projecting=False)
+    layer(4096, inner, 10, None, dtype, True, projecting=False)
+    importance_linear.importance_linear_forward(
+        rand(128, 2, inner, dtype=dtype), rand(784, inner, dtype=dtype), None, rand(2, 784)
+    )
+    products = [k for k in compiled if k.name.startswith("linear_")]
+    assert len(products) == 10
+    for kernel in products:
+        assert "cp.async.c" in kernel.asm["ptx"]

@@ -42,6 +42,7 @@ CASES = [
     ((9, 32, 16), 2, torch.bfloat16, True),
     ((9, 16, 40), 4, torch.float16, False),
     ((17, 9, 72), 8, torch.float32, True),
+    ((5, 13, 7), None, torch.bfloat16, False),
 ]
 
 
