@@ -92,10 +92,14 @@ class StreamTiles:
     def __init__(self, num_samples: int, seed: int) -> None:
         self.num_samples = num_samples
         self._seed = (seed + 2**63) % 2**64 - 2**63  # its 64 bits
+        self._seeds: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Iterator[Streams]:
         """Yields the tiles."""
-        seed = torch.tensor([self._seed], device=device)
+        seed = self._seeds.get(device)
+        if seed is None:  # which a GPU is waited for
+            with torch.inference_mode(False):
+                seed = self._seeds[device] = torch.tensor([self._seed], device=device)
         for start in range(0, self.num_samples, TILE):
             yield Streams(seed, min(TILE, self.num_samples - start), start, shared=True)
 

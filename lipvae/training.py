@@ -23,8 +23,6 @@ from lipvae.nn import frozen
 from lipvae.persistence import StrPath
 
 EVALUATION_BATCH = 512
-# Reading a loss waits for the GPU, so there the check for NaN comes once in so many steps.
-GPU_CHECK_INTERVAL = 32
 
 
 class DivergenceError(RuntimeError):
@@ -229,7 +227,7 @@ def _epoch(run: _Run, epoch: int, steps: int, bar: tqdm[Any]) -> tuple[float, fl
     model.train()
     device = run.train.device
     order = torch.randperm(len(run.train), generator=run.state.order, device="cpu").to(device)
-    interval = 1 if device.type == "cpu" else GPU_CHECK_INTERVAL
+    interval = check_interval(device)
     losses = torch.zeros(steps, device=device, dtype=torch.float64)
     totals = torch.zeros(2, device=device, dtype=torch.float64)
     for step, index in enumerate(order.split(settings.batch_size)):
@@ -266,6 +264,11 @@ def _learning_rate(settings: checkpoints.Settings, progress: float) -> float:
     if settings.schedule == "constant":
         return settings.lr
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def check_interval(device: torch.device) -> int:
+    """After how many steps losses are checked: to read one is to wait for a GPU."""
+    return 1 if device.type == "cpu" else 32
 
 
 def _check_losses(run: _Run, losses: Tensor, first: int, last: int, epoch: int, lr: float) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
 
 import lipvae
-from lipvae.posteriors import SWAG, fit_ensemble, fit_sghmc, fit_swag
+from lipvae.posteriors import SWAG, _steps, fit_ensemble, fit_sghmc, fit_swag
 from lipvae.posteriors.sghmc import sghmc_step
 
 
@@ -157,3 +158,22 @@ def test_random_weights_are_refused() -> None:
         fit_sghmc(small(), digits(), num_draws=1, interval=1, friction=2.0)
     with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\)"):
         fit_swag(small(), digits(), steps=4, interval=1, momentum=1.0)
+
+
+@pytest.mark.parametrize(("interval", "seen"), [(1, 4), (3, 5), (32, 6)])
+def test_a_loss_that_is_not_finite_is_named_with_its_step(
+    interval: int, seen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_steps, "check_interval", lambda _: interval)
+    model = small()
+    real, calls = model.elbo, []
+
+    def spoilt(*arguments: object, **keywords: object) -> torch.Tensor:
+        calls.append(1)
+        return real(*arguments, **keywords) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(model, "elbo", spoilt)
+    losses = _steps.losses(model, digits(), 32, 7, 0)
+    assert [step for step, _ in itertools.islice(losses, seen)] == list(range(seen))
+    with pytest.raises(lipvae.DivergenceError, match="nan at step 5; lower lr"):
+        next(losses)

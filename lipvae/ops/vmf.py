@@ -166,9 +166,11 @@ class _Vmf(torch.autograd.Function):
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """A seed int64 [1] from a generator, or from torch's default one; no host round trip."""
     where = device if generator is None else generator.device
-    return torch.randint(2**63 - 1, (1,), generator=generator, device=where, dtype=torch.int64).to(
-        device
+    pinned = device.type == "cuda" and where.type == "cpu"
+    seed = torch.randint(
+        2**63 - 1, (1,), generator=generator, device=where, dtype=torch.int64, pin_memory=pinned
     )
+    return seed.to(device, non_blocking=pinned)
 
 
 def vmf(

@@ -13,7 +13,7 @@ from lipvae import batches
 from lipvae._validate import describe
 from lipvae.batches import Images, generator
 from lipvae.models import VAE
-from lipvae.training import DivergenceError
+from lipvae.training import DivergenceError, check_interval
 
 DECODER = "decoder."
 
@@ -39,13 +39,16 @@ def losses(
     noise depend on the seed alone.
 
     Raises:
-        DivergenceError: if a loss is not finite.
+        DivergenceError: if a loss is not finite; on a GPU, which is not waited for in every step,
+            up to 31 steps later.
     """
     images = batches.checked("data", model, data)
     like = next(model.parameters())
     images = images.to(like.device)
     order, noise = generator(seed, 4), generator(seed, 5)
     waiting = torch.empty(0, dtype=torch.int64, device="cpu")
+    interval = check_interval(like.device)
+    unchecked: list[Tensor] = []
     for step in range(steps):
         while len(waiting) < min(batch_size, len(images)):
             waiting = torch.cat(
@@ -54,9 +57,17 @@ def losses(
         index, waiting = waiting[:batch_size], waiting[batch_size:]
         x = batches.as_input(images[index.to(images.device)], like)
         loss = -model.elbo(x, generator=noise).mean()
-        if not math.isfinite(loss.item()):
-            raise DivergenceError(f"the loss became {loss.item()} at step {step + 1}; lower lr")
+        unchecked.append(loss.detach())
+        if len(unchecked) == interval or step + 1 == steps:
+            _check_losses(unchecked, step + 1 - len(unchecked))
+            unchecked.clear()
         yield step, loss
+
+
+def _check_losses(losses: list[Tensor], first: int) -> None:
+    for step, loss in enumerate(torch.stack(losses).tolist(), first + 1):
+        if not math.isfinite(loss):
+            raise DivergenceError(f"the loss became {loss} at step {step}; lower lr")
 
 
 def snapshot(model: VAE) -> VAE:
