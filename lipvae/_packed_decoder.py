@@ -14,6 +14,7 @@ from lipvae._backend import choose
 from lipvae._walk import first_parameter, hooked
 from lipvae._workers import kernel_threads
 from lipvae.models import VAE
+from lipvae.nn.freezing import FrozenLayers
 from lipvae.ops.conv_transpose import PackedConvTranspose2d, fits
 from lipvae.ops.importance_linear import PackedHead
 
@@ -68,14 +69,15 @@ class FullyConnectedDecoder(_InParts):
 
     Args:
         model: one for which :func:`pack` makes this. Later changes of its weights do not show.
+        frozen: its Lipschitz layers.
     """
 
     SAMPLES = 256
     POOLED = False
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, frozen: FrozenLayers) -> None:
         *hidden, head = model.decoder
-        self._hidden = layers.PackedLayers(hidden)
+        self._hidden = layers.PackedLayers(hidden, frozen)
         self._head = PackedHead(*layers.weight_and_bias(head), model.likelihood.name).keep()
 
     def _of_part(self, z: Tensor, target: Tensor) -> Tensor:
@@ -88,13 +90,13 @@ class ConvolutionalDecoder(_InParts):
     SAMPLES = 128
     POOLED = True
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, frozen: FrozenLayers) -> None:
         found = list(model.decoder)
         at, (channels, *self._size) = _unflatten(found)
         # Activations lie channels last, so the last linear layer gives its outputs in that order.
         places = torch.arange(channels * self._size[0] * self._size[1], device="cpu")
         order = places.view(channels, *self._size).permute(1, 2, 0).flatten()
-        self._linear = layers.PackedLayers(found[:at], order)
+        self._linear = layers.PackedLayers(found[:at], frozen, order)
         self._convolutions = [
             (_pack_convolution(layer), type(after) is nn.ReLU)
             for layer, after in itertools.pairwise([*found[at + 1 :], None])

@@ -9,6 +9,7 @@ from lipvae._backend import choose
 from lipvae._walk import first_parameter, hooked
 from lipvae.models import VAE
 from lipvae.models.posterior import NormalPosterior
+from lipvae.nn.freezing import FrozenLayers
 
 
 class PackedEncoder:
@@ -18,13 +19,14 @@ class PackedEncoder:
 
     Args:
         model: one for which :func:`can_pack` holds. Later changes of its weights do not show.
+        frozen: its Lipschitz layers.
     """
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, frozen: FrozenLayers) -> None:
         _, *trunk = model.trunk
-        self._trunk = layers.PackedLayers(trunk)
-        self._loc = layers.pack(model.loc)
-        self._log_variance = layers.pack(model.log_variance)
+        self._trunk = layers.PackedLayers(trunk, frozen)
+        self._loc = layers.pack(model.loc, frozen)
+        self._log_variance = layers.pack(model.log_variance, frozen)
 
     def posterior(self, x: Tensor) -> NormalPosterior:
         """q(z | x) of images, flattened: [B, D]."""

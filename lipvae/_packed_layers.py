@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lipvae._walk import hooked
 from lipvae.nn import LipschitzLinear
+from lipvae.nn.freezing import FrozenLayers
 from lipvae.ops.packed_lipschitz import PackedLipschitzLinear
 from lipvae.ops.panels import PackedLinear
 
@@ -24,15 +25,18 @@ class PackedLayers:
 
     Args:
         layers: for which :func:`can_pack` holds.
+        frozen: of a module that has them.
         order: of the outputs, if the last layer but for ReLU is an ordinary one; None for its own.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], order: Tensor | None = None) -> None:
+    def __init__(
+        self, layers: Iterable[nn.Module], frozen: FrozenLayers, order: Tensor | None = None
+    ) -> None:
         layers = list(layers)
         products = [layer for layer in layers if type(layer) is not nn.ReLU]
         followed = {a for a, b in itertools.pairwise(layers) if type(b) is nn.ReLU}
         self._steps: list[tuple[Packed, bool]] = [
-            (pack(layer, order if layer is products[-1] else None), layer in followed)
+            (pack(layer, frozen, order if layer is products[-1] else None), layer in followed)
             for layer in products
         ]
 
@@ -43,13 +47,15 @@ class PackedLayers:
         return rows
 
 
-def pack(layer: nn.Module, order: Tensor | None = None) -> Packed:
+def pack(layer: nn.Module, frozen: FrozenLayers, order: Tensor | None = None) -> Packed:
     """A layer as it is now: a linear one, or a Lipschitz one with its projection and its sort.
 
     `order` is that of an ordinary layer's outputs; None for its own.
     """
     if isinstance(layer, LipschitzLinear):
-        return layer.packed()
+        packed = frozen.of(layer)
+        assert isinstance(packed, PackedLipschitzLinear)
+        return packed
     weight, bias = weight_and_bias(layer)
     if order is None:
         return PackedLinear(weight, bias)

@@ -29,8 +29,8 @@ class PackedModel:
     def __init__(self, model: VAE) -> None:
         _watch_optimizers()
         self._model = model
+        self._state = _state(model)  # first: another thread may change a weight meanwhile
         self._frozen = FrozenLayers(model)
-        self._state = _state(model)
         self._encoder: PackedEncoder | None = None
         self._decoder: _packed_decoder.Packed | None = None
         # A weight that is kept cannot make room for another at the same address.
@@ -52,13 +52,13 @@ class PackedModel:
     def encoder(self) -> PackedEncoder | None:
         """None where torch has to encode."""
         if self._encoder is None and _packed_encoder.can_pack(self._model):
-            self._encoder = PackedEncoder(self._model)
+            self._encoder = PackedEncoder(self._model, self._frozen)
         return self._encoder
 
     def decoder(self) -> _packed_decoder.Packed | None:
         """None where torch has to decode."""
         if self._decoder is None and (kind := _packed_decoder.pack(self._model)) is not None:
-            self._decoder = kind(self._model)
+            self._decoder = kind(self._model, self._frozen)
         return self._decoder
 
 

@@ -29,6 +29,9 @@ NOISES = ("independent", "sobol")
 # Images that an accelerator decodes at once, TILE samples of each.
 DEFAULT_BLOCK = 64
 
+# Draws of a Bayesian model's weights.
+DEFAULT_DRAWS = 8
+
 
 class Scorer:
     r"""Scores inputs by how out-of-distribution they are: higher is more so.
@@ -106,8 +109,8 @@ class Scorer:
         num_samples: K. The standard deviations need at least 2.
         seed: of the noise and of the draws, in [0, 2^64).
         batch_size: images of a block on an accelerator, 64 by default. No effect on a CPU.
-        num_draws: S, draws of a :class:`lipvae.BayesianVAE`'s weights; of an ensemble, the most
-            members to use.
+        num_draws: S, draws of a :class:`lipvae.BayesianVAE`'s weights, 8 by default; of an
+            ensemble, as many of its first members, by default all.
         calibration: what :meth:`calibrate` found before, of this model and K.
         refine: steps by which each input's mean is moved; 0 takes the encoder's. Normal posteriors
             only.
@@ -144,7 +147,7 @@ class Scorer:
         seed: int = 0,
         *,
         batch_size: int | None = None,
-        num_draws: int = 8,
+        num_draws: int | None = None,
         calibration: Calibration | None = None,
         refine: int = 0,
         noise: Literal["independent", "sobol"] = "independent",
@@ -160,9 +163,14 @@ class Scorer:
         self.batch_size = DEFAULT_BLOCK
         if batch_size is not None:
             self.batch_size = check_count("batch_size", batch_size)
-        self.num_draws = check_count("num_draws", num_draws)
-        if isinstance(model, Ensemble):
-            self.num_draws = min(num_draws, len(model))
+        self.num_draws = len(model) if isinstance(model, Ensemble) else DEFAULT_DRAWS
+        if num_draws is not None:
+            self.num_draws = check_count("num_draws", num_draws)
+            if isinstance(model, Ensemble) and num_draws > len(model):
+                raise ValueError(
+                    f"num_draws must be at most the {len(model)} models of the ensemble, "
+                    f"got {num_draws}"
+                )
         self._scores = definitions.select(
             scores,
             num_samples,
@@ -191,6 +199,7 @@ class Scorer:
         self._drawn: tuple[PackedModel, Ensemble] | None = None
         self._packed: dict[VAE, PackedModel] = {}
         self._calibration: Calibration | None = None
+        self._calibrated: PackedModel | None = None
         self.calibration = calibration
 
     @property
@@ -213,17 +222,20 @@ class Scorer:
                 guessed at: divide them by 255.
             ValueError: for another shape or device, an empty batch, NaN or infinite values, or
                 values outside [0, 1].
+            RuntimeError: if a score needs a calibration of these weights and there is none.
         """
         x = self._check(x)
-        if self.calibration is None and any(score.calibrated for score in self._scores):
-            wanting = next(score.name for score in self._scores if score.calibrated)
+        calibrated = [score.name for score in self._scores if score.calibrated]
+        if self.calibration is None and calibrated:
             raise RuntimeError(
-                f"score {wanting!r} needs training images: call calibrate(data) before"
+                f"score {calibrated[0]!r} needs training images: call calibrate(data) before"
             )
         if self._calibration is not None:  # of a file, or of before the model was moved
             self._calibration = self._calibration.to(x.device)
         single = self.model if isinstance(self.model, VAE) else None
         with self._evaluating(self.model):
+            if calibrated:
+                self._check_calibration()
             evidence = Evidence(
                 single,
                 x,
@@ -316,7 +328,19 @@ class Scorer:
                 )
             if value.model != fingerprint(self._single()):
                 raise ValueError("calibration must be of this model, got one of other weights")
-        self._calibration = value
+        self._calibration, self._calibrated = value, None
+
+    def _check_calibration(self) -> None:
+        """Requires the weights of the calibration still; inside :meth:`_evaluating`."""
+        model, calibration = self._single(), self._calibration
+        weights = self._packed[model]
+        if weights is self._calibrated or calibration is None:
+            return
+        if calibration.model != fingerprint(model):
+            raise RuntimeError(
+                "the model's weights have changed since its calibration: call calibrate(data) again"
+            )
+        self._calibrated = weights
 
     def calibrate(self, data: Images, max_images: int = 1000) -> Scorer:
         """Scores training images, for ``typicality``, ``f_lip`` and ``f_agg``.
@@ -352,6 +376,7 @@ class Scorer:
             work = self._pass(model)
             statistics = work.run(x, self.batch_size)
             posterior = work.encode(x, self.batch_size)
+        self._calibrated = None
         self._calibration = Calibration(
             entropy=-float(statistics.is_log_likelihood.mean()),
             images=x,
@@ -404,7 +429,7 @@ class Scorer:
 
     def __getstate__(self) -> dict[str, Any]:
         # What was computed from the weights is known by where they lie.
-        return self.__dict__ | {"_packed": {}, "_drawn": None}
+        return self.__dict__ | {"_packed": {}, "_drawn": None, "_calibrated": None}
 
     def _members(self) -> Ensemble:
         """The models theta_s; those of a Bayesian model are drawn anew when its weights change."""

@@ -17,6 +17,7 @@ from lipvae import _packed_decoder, reference
 from lipvae._packed_encoder import PackedEncoder
 from lipvae._packed_encoder import can_pack as can_pack_encoder
 from lipvae.models.posterior import NormalPosterior
+from lipvae.nn.freezing import FrozenLayers
 from lipvae.ops.conv_transpose import PackedConvTranspose2d
 from lipvae.ops.panels import PackedLinear
 
@@ -157,7 +158,7 @@ KINDS = ["plain", "group sort", "groups of 4", "free log-variance", "Lipschitz d
 def decoder(model: lipvae.VAE) -> _packed_decoder.Packed:
     kind = _packed_decoder.pack(model)
     assert kind is not None
-    return kind(model)
+    return kind(model, FrozenLayers(model))
 
 
 def close(got: Tensor, expected: Tensor, *, near_zero: bool = False) -> None:
@@ -175,7 +176,10 @@ def test_encoder_and_decoder_are_the_models(kind: str, family: str, dtype: torch
     z = torch.randn(11, 5, 3, dtype=dtype)
     x = (torch.rand(5, *model.input_shape, dtype=dtype) * 255).round() / 255
     with torch.no_grad():
-        q, expected = PackedEncoder(model).posterior(x.flatten(1)), model.encode(x)
+        q, expected = (
+            PackedEncoder(model, FrozenLayers(model)).posterior(x.flatten(1)),
+            model.encode(x),
+        )
         close(q.loc, expected.loc, near_zero=True)
         close(q.log_variance, expected.log_variance, near_zero=True)
         close(
@@ -187,7 +191,7 @@ def test_encoder_and_decoder_are_the_models(kind: str, family: str, dtype: torch
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_knows_no_other(kind: str) -> None:
     model = make(kind)
-    x, encoder = torch.rand(13, 63), PackedEncoder(model)
+    x, encoder = torch.rand(13, 63), PackedEncoder(model, FrozenLayers(model))
     whole = encoder.posterior(x)
     for i in range(13):
         alone = encoder.posterior(x[i : i + 1])

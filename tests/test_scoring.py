@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -633,7 +634,7 @@ def test_a_subclass_may_have_a_prior_of_its_own(architecture: str) -> None:
 
 def test_an_ensemble_of_one_has_no_score() -> None:
     model = lipvae.VAE((1, 8, 8), 2, "fc", (8,))
-    for ensemble, draws in ((lipvae.Ensemble([model]), 8), (lipvae.Ensemble([model] * 3), 1)):
+    for ensemble, draws in ((lipvae.Ensemble([model]), None), (lipvae.Ensemble([model] * 3), 1)):
         with pytest.raises(ValueError, match=r"at least 2 models .* num_draws of 1"):
             Scorer(ensemble, num_draws=draws)
 
@@ -754,3 +755,108 @@ def test_a_pool_whose_thread_cannot_start_is_given_up(monkeypatch: pytest.Monkey
     for thread in calls[0]._threads:
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("cls", [lipvae.VAE, lipvae.LipschitzVAE])
+@pytest.mark.parametrize("hooked", [False, True], ids=["packed", "by torch"])
+def test_weights_replaced_while_another_thread_scores(cls: type[lipvae.VAE], hooked: bool) -> None:
+    """What scores after the change has the new weights, and keeps them after the other's end."""
+    torch.manual_seed(0)
+    model, other = (cls((1, 8, 8), 3, "fc", (8,)).eval() for _ in range(2))
+    for each in (model, other) if hooked else ():
+        each.trunk.register_forward_hook(lambda *_: None)
+    x = torch.rand(3, 1, 8, 8)
+    scorer = Scorer(model, num_samples=4)
+    started, go_on = threading.Event(), threading.Event()
+
+    def score_slowly() -> None:
+        with scorer._evaluating(model):
+            started.set()
+            go_on.wait()
+
+    old = scorer(x)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(score_slowly)
+        started.wait()
+        model.load_state_dict(other.state_dict())
+        during = scorer(x)
+        go_on.set()
+        running.result()
+    expected = Scorer(other, num_samples=4)(x)
+    assert not same(old, expected)
+    assert same(during, expected)
+    assert same(scorer(x), expected)
+    assert all(getattr(layer, "_frozen", None) is None for layer in model.modules())
+
+
+def test_a_forked_child_keeps_nothing_of_other_threads_blocks() -> None:
+    script = textwrap.dedent("""
+        import os, sys, threading, lipvae
+        from lipvae._evaluation import evaluating
+        from lipvae.nn import LipschitzLinear
+        theirs, mine = (lipvae.LipschitzVAE((1, 8, 8), 3, "fc", (8,)).train() for _ in range(2))
+        layers = [m for m in theirs.modules() if isinstance(m, LipschitzLinear)]
+        started, go_on = threading.Event(), threading.Event()
+
+        def score_slowly():
+            with lipvae.Scorer(theirs)._evaluating(theirs):
+                started.set()
+                go_on.wait()
+
+        other = threading.Thread(target=score_slowly)
+        other.start()
+        started.wait()
+        with evaluating(mine):
+            assert not theirs.training and all(l._frozen is not None for l in layers)
+            child = os.fork()
+            if child == 0:
+                free = theirs.training and all(l._frozen is None for l in layers)
+                os._exit(0 if free and not mine.training else 1)
+            status = os.waitpid(child, 0)[1]
+        go_on.set()
+        other.join()
+        assert theirs.training and mine.training and all(l._frozen is None for l in layers)
+        sys.exit(os.waitstatus_to_exitcode(status))
+    """)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+
+
+def test_an_ensemble_is_scored_by_all_its_members() -> None:
+    torch.manual_seed(0)
+    models = [lipvae.VAE((1, 8, 8), 2, "fc", (8,)) for _ in range(10)]
+    x = torch.rand(3, 1, 8, 8)
+    scorer = Scorer(lipvae.Ensemble(models), num_samples=4)
+    assert len(scorer.statistics_of_draws(x)) == scorer.num_draws == 10
+    assert Scorer(lipvae.BayesianVAE((1, 8, 8), 2, "fc", (8,))).num_draws == 8
+    with pytest.raises(ValueError, match=r"num_draws must be at most the 10 models .* got 11"):
+        Scorer(lipvae.Ensemble(models), num_draws=11)
+
+
+def test_a_calibration_is_of_the_weights_that_score() -> None:
+    torch.manual_seed(0)
+    model, x = lipvae.VAE((1, 8, 8), 2, "fc", (8,)), torch.rand(9, 1, 8, 8)
+    scorer = Scorer(model, ["typicality", "elbo"], 8).calibrate(x)
+    expected = scorer(x)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.decoder[0].weight.add_(0.1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"have changed since its calibration: call calib"):
+            scorer(x)
+    assert len(Scorer(model, ["elbo"], 8)(x)["elbo"]) == 9
+    model.load_state_dict(state)  # the same numbers again
+    assert same(scorer(x), expected)
+    with torch.no_grad():
+        model.decoder[0].weight.add_(0.1)
+    assert not same(scorer.calibrate(x)(x), expected)
+
+
+def test_every_score_in_inference_mode() -> None:
+    torch.manual_seed(0)
+    model = lipvae.VAE((1, 8, 8), 2, "fc", (8,)).eval()
+    x = torch.rand(3, 1, 8, 8)
+    scorer = Scorer(model, "all", num_samples=4)
+    expected = scorer(x)
+    with torch.inference_mode():
+        assert same(scorer(x), expected)
+        assert same(scorer(x.clone()), expected)

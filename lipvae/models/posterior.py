@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lipvae import ops
+from lipvae._lazy import lazy
 from lipvae.distributions import versine
 from lipvae.ops.vmf_density import log_area, moment
 
@@ -125,7 +125,7 @@ class VonMisesFisherPosterior:
         seed, samples, start, shared = noise
         return ops.vmf(self.loc, self.concentration, samples, seed, start, shared)[0]
 
-    @cached_property
+    @lazy
     def _log_peak(self) -> Tensor:
         """The log density at the mean direction, [B]."""
         return moment("deficit", self.concentration, self.dim) - log_area(self.dim)

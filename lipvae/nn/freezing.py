@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
+from lipvae._holds import Holds
 from lipvae.nn.layers import LipschitzLayer
+
+
+def _set_frozen(layer: nn.Module, weights: list[Any]) -> None:
+    assert isinstance(layer, LipschitzLayer)
+    layer._frozen = weights[-1] if weights else None
+
+
+# Where threads hold a layer to several weights, the newest: one was made after a change.
+_HOLDS = Holds(_set_frozen)
 
 
 class FrozenLayers:
@@ -21,22 +32,15 @@ class FrozenLayers:
     def __init__(self, module: nn.Module) -> None:
         layers = [layer for layer in module.modules() if isinstance(layer, LipschitzLayer)]
         with torch.inference_mode(False), torch.no_grad():
-            self._weights = [
-                (layer, layer._freeze() if layer._frozen is None else layer._frozen)
-                for layer in layers
-            ]
+            self._weights = {layer: layer._freeze() for layer in layers}
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
+    def of(self, layer: LipschitzLayer) -> Any:
+        """What was made of a layer of the module."""
+        return self._weights[layer]
+
+    def in_use(self) -> contextlib.AbstractContextManager[None]:
         """The layers multiply by these weights inside the block; see :func:`frozen`."""
-        fixed = [(layer, weight) for layer, weight in self._weights if layer._frozen is None]
-        try:
-            for layer, weight in fixed:
-                layer._frozen = weight
-            yield
-        finally:
-            for layer, _ in fixed:
-                layer._frozen = None
+        return _HOLDS.holding(self._weights.items)
 
 
 @contextlib.contextmanager

@@ -284,8 +284,6 @@ class LipschitzLinear(LipschitzLayer):
 
     def packed(self) -> PackedLipschitzLinear:
         """The layer as it is now on the C++ backend, callable on rows without autograd."""
-        if isinstance(self._frozen, PackedLipschitzLinear):
-            return self._frozen
         return PackedLipschitzLinear(
             self.weight, self.bias, self._lipschitz, self.group_size, self.threshold
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lipvae._lazy import lazy
 from lipvae.statistics import ImportanceStatistics
 
 if TYPE_CHECKING:
@@ -59,17 +59,17 @@ class Evidence:
             raise RuntimeError("this score needs training images: call Scorer.calibrate(data)")
         return self._calibration
 
-    @cached_property
+    @lazy
     def statistics(self) -> ImportanceStatistics:
         """Over the samples k of each image."""
         return self._statistics()
 
-    @cached_property
+    @lazy
     def posterior(self) -> Any:
         """q(z | x) of each image, with parameters in double."""
         return self._posterior()
 
-    @cached_property
+    @lazy
     def draws(self) -> list[ImportanceStatistics]:
         """Over the samples k of each image, by each model theta_s."""
         return self._draws()

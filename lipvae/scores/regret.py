@@ -66,6 +66,12 @@ def regret(model: VAE, x: Tensor, seed: int = 0, settings: RegretSettings | None
         (torch.Size([3]), True)
     """
     settings = RegretSettings() if settings is None else settings
+    # Tensors made in inference mode take no part in a gradient; copies made outside it do.
+    with torch.inference_mode(False):
+        return _by_blocks(model, x.clone() if x.is_inference() else x, seed, settings)
+
+
+def _by_blocks(model: VAE, x: Tensor, seed: int, settings: RegretSettings) -> Tensor:
     judges = sobol_normal(seed, JUDGES, model.latent_dim)
     drawn = standard_normal(
         seed, settings.steps * settings.pairs, model.latent_dim, stream=_STREAM
