@@ -75,7 +75,9 @@ def test_group_sort(shape: tuple[int, ...], dim: int, group_size: int, dtype: to
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("projecting", [True, False], ids=["projecting", "projected"])
 @pytest.mark.parametrize("group_size", [None, 2, 4, 8])
-@pytest.mark.parametrize("shape", [(1, 784, 64), (128, 784, 512), (1000, 520, 1032)])
+@pytest.mark.parametrize(
+    "shape", [(1, 784, 64), (128, 784, 512), (1000, 520, 1032), (300, 500, 200), (130, 201, 40)]
+)
 def test_lipschitz_linear(
     shape: tuple[int, int, int], group_size: int | None, projecting: bool, dtype: torch.dtype
 ) -> None:
@@ -176,10 +178,12 @@ def test_tf32_is_used_only_where_torch_allows_it() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def likelihood(family: str, k: int, b: int, d: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def likelihood(
+    family: str, k: int, b: int, d: int, dtype: torch.dtype, width: int = 200
+) -> tuple[torch.Tensor, ...]:
     count = reference.FAMILIES[family].parameters_per_dim
-    hidden = randn(k, b, 200, dtype=dtype)
-    weight = (randn(count * d, 200) / 12).to(dtype)
+    hidden = randn(k, b, width, dtype=dtype)
+    weight = (randn(count * d, width) / 12).to(dtype)
     bias = randn(count * d, dtype=dtype)
     if count == 2:  # log-scales of several nats would take gradients beyond float16
         weight[d:] *= 0.2
@@ -188,14 +192,15 @@ def likelihood(family: str, k: int, b: int, d: int, dtype: torch.dtype) -> tuple
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [200, 201, 500])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_importance(family: str, dtype: torch.dtype) -> None:
+def test_importance(family: str, width: int, dtype: torch.dtype) -> None:
     from lipvae.kernels.importance import importance_backward, importance_forward
     from lipvae.kernels.importance_linear import importance_linear_forward
 
     skip_where_torch_multiplies(dtype)
     k, b, d = (5, 3, 50) if family == "categorical256" else (33, 7, 784)
-    hidden, weight, bias, target = likelihood(family, k, b, d, dtype)
+    hidden, weight, bias, target = likelihood(family, k, b, d, dtype, width)
     parameters = torch.nn.functional.linear(hidden, weight, bias)
     wide = parameters.double().requires_grad_()
     truth = reference.importance(wide, target.double(), family)
@@ -211,11 +216,12 @@ def test_importance(family: str, dtype: torch.dtype) -> None:
     assert_as_accurate("importance_linear", fused, truth)
 
 
+@pytest.mark.parametrize("pixels", [40, 41])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bits_depend_on_the_row_alone(family: str) -> None:
+def test_bits_depend_on_the_row_alone(family: str, pixels: int) -> None:
     from lipvae.kernels.importance_linear import importance_linear_forward
 
-    hidden, weight, bias, target = likelihood(family, 6, 5, 40, torch.bfloat16)
+    hidden, weight, bias, target = likelihood(family, 6, 5, pixels, torch.bfloat16)
     whole = importance_linear_forward(hidden, weight, bias, target, family)
     for i in range(5):
         part = slice(i, i + 1)

@@ -57,6 +57,24 @@ def test_importance_reaches_the_kernels(family: str) -> None:
         assert torch.allclose(mine, true, rtol=1e-4, atol=1e-4)
 
 
+def test_thresholds_of_a_weight_that_was_replaced_start_nothing() -> None:
+    linear = lipvae.nn.LipschitzLinear(12, 16, group_size=2)
+    convolution = lipvae.nn.LipschitzConv2d(3, 16, 2, group_size=2)
+    for layer, x in ((linear, torch.randn(5, 12)), (convolution, torch.randn(2, 3, 5, 5))):
+        with lipvae.backend("triton"):
+            layer(x)
+        for rows in (32, 8):
+            layer.weight = torch.nn.Parameter(torch.randn(rows, *layer.weight.shape[1:]))
+            layer.bias = torch.nn.Parameter(torch.randn(rows))
+            found = []
+            for name in ("triton", "reference"):
+                with lipvae.backend(name):
+                    y = layer(x)
+                    found.append((y.detach(), *torch.autograd.grad(y.square().sum(), layer.weight)))
+            for mine, true in zip(*found, strict=True):
+                assert torch.allclose(mine, true, rtol=1e-4, atol=1e-4)
+
+
 def test_opcheck() -> None:
     x, weight = torch.randn(3, 6).requires_grad_(), torch.randn(8, 6).requires_grad_()
     with lipvae.backend("triton"):
