@@ -23,6 +23,7 @@ import lipvae
 from lipvae import _backend, data
 from lipvae.cli import app, doctor
 from lipvae.cli import demo as demo_command
+from lipvae.cli._writers import check_out
 from lipvae.metrics import ood_metrics
 from lipvae.scores import SCORES, select
 
@@ -540,6 +541,13 @@ def test_parquet_without_pyarrow(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     message = refused("score", model, "digits", "-o", tmp_path / "s.parquet")
     assert "pip install 'lipvae[parquet]'" in message
+
+
+def test_a_closed_stdout_needs_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(ValueError, match="--out must be given"):
+        check_out(None)
+    check_out(tmp_path / "s.csv")
 
 
 def test_debug_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:

@@ -122,6 +122,8 @@ def _pyarrow() -> Any:
 def check_out(path: Path | None) -> None:
     """What :func:`open_writer` refuses, before long work."""
     if path is None:
+        if sys.stdout is None:  # the shell's >&-
+            raise ValueError("--out must be given where stdout is closed")
         return
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise ValueError(f"--out must end in .csv or .parquet, got {str(path)!r}")
