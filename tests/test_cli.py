@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +23,7 @@ import lipvae
 from lipvae import _backend, data
 from lipvae.cli import app, doctor
 from lipvae.cli import demo as demo_command
+from lipvae.cli._writers import check_out
 from lipvae.metrics import ood_metrics
 from lipvae.scores import SCORES, select
 
@@ -286,6 +289,8 @@ def test_fit_trains_and_resumes_an_ensemble(tmp_path: Path) -> None:
         (["--members", "2", "--resume"], "there is no checkpoint-0.safetensors"),
         (["--model", "huge"], "--model must be one of lipschitz, hyperspherical, vanilla"),
         (["--hidden", "a,b"], "--hidden must be numbers"),
+        (["--hidden", "16,0"], "--hidden must be from 1 to 65536, got '16,0'"),
+        (["--hidden", str(10**30)], "--hidden must be from 1 to 65536"),
         (["--model", "vanilla", "--lipschitz", "3"], "--lipschitz is for --model lipschitz"),
         (["--model", "hyperspherical", "--latent-dim", "1"], "latent_dim must be at least 2"),
         (["--architecture", "rnn"], "architecture must be one of"),
@@ -305,8 +310,57 @@ def test_bad_fits(tmp_path: Path, options: list[str], message: str) -> None:
 def test_fit_without_images(tmp_path: Path) -> None:
     assert "nowhere" in refused("fit", "nowhere", "-o", tmp_path / "m")
     assert "train, test" in refused("fit", "digits:all", "-o", tmp_path / "m")
+    found = run("fit", "digits", "-o", tmp_path / "m", "--latent-dim", 10**30, code=2)
+    assert "--latent-dim" in found.stderr
     (tmp_path / "file").write_text("")
     assert "must be a folder" in refused("fit", "digits", "-o", tmp_path / "file")
+
+
+def test_fit_resizes_and_skips_when_asked(tmp_path: Path, images: np.ndarray) -> None:
+    folder = folder_of(images[:6], tmp_path / "images")
+    Image.new("L", (20, 30)).save(folder / "6.png")
+    fit = ["fit", folder, "--epochs", 1, *FC]
+    message = refused(*fit, "-o", tmp_path / "m")
+    assert "6.png must be 8x8 pixels" in message
+    assert "(--resize" in message
+    (folder / "7.png").write_text("no image")
+    assert "7.png cannot be read" in refused(*fit, "-o", tmp_path / "m", "--resize")
+    assert not (tmp_path / "m").exists()
+    found = run(*fit, "-o", tmp_path / "a", "--skip-unreadable").stderr
+    assert found.count("skipped: ") == 2
+    result = run(*fit, "-o", tmp_path / "b", "--skip-unreadable", "--resize", "-q")
+    assert result.stderr.count("skipped: ") == 1
+    (folder / "7.png").unlink()
+    run(*fit, "-o", tmp_path / "c", "--resize")
+    b, c = (lipvae.load(tmp_path / x / "model.safetensors").state_dict() for x in "bc")
+    assert all(torch.equal(b[name], c[name]) for name in b)
+
+
+def test_a_resumed_run_that_has_its_epochs_says_so(tmp_path: Path) -> None:
+    fit = ["fit", "digits:test", "-o", tmp_path / "m", *FC]
+    assert run(*fit, "--epochs", 2).stderr == ""
+    found = run(*fit, "--epochs", 1, "--resume").stderr
+    assert "note: nothing was trained: checkpoint.safetensors has 2 epochs already" in found
+    assert "--epochs asks for 1" in found
+    assert run(*fit, "--epochs", 1, "--resume", "-q").stderr == ""
+    assert run(*fit, "--epochs", 3, "--resume").stderr == ""
+
+
+def test_every_member_has_a_seed(tmp_path: Path) -> None:
+    fit = ["fit", "digits:test", "-o", tmp_path / "m", "--epochs", 1, *FC, "-q"]
+    message = refused(*fit, "--seed", 2**64 - 2, "--members", 3)
+    assert "--seed must leave a seed below 2**64 for each of 3 members" in message
+    run(*fit, "--seed", 2**64 - 2, "--members", 2)
+
+
+def test_fit_into_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipvae.cli.fit._load", lambda *_: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    message = refused("fit", "digits", "-o", tmp_path / "file" / "sub" / "m")
+    assert f"--out must be a folder, got the file {str(tmp_path / 'file')!r}" in message
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    message = refused("fit", "digits", "-o", tmp_path / "new" / "m")
+    assert f"--out: the folder {str(tmp_path)!r} cannot be written" in message
 
 
 # score
@@ -489,6 +543,13 @@ def test_parquet_without_pyarrow(
     assert "pip install 'lipvae[parquet]'" in message
 
 
+def test_a_closed_stdout_needs_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(ValueError, match="--out must be given"):
+        check_out(None)
+    check_out(tmp_path / "s.csv")
+
+
 def test_debug_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setenv("LIPVAE_DEBUG", "1")
     result = RUNNER.invoke(app, ["score", str(model), "nowhere"])
@@ -504,6 +565,236 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, model: Path) -> 
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("input,id,")
     assert done.stderr == ""
+
+
+def folder_of(images: np.ndarray, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image[0]).save(folder / f"{i}.png")
+    return folder
+
+
+def test_files_that_are_named_are_skipped_like_those_of_a_folder(
+    tmp_path: Path, model: Path, images: np.ndarray
+) -> None:
+    good = folder_of(images[:2], tmp_path / "good")
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    score = ["score", model, bad, good, bad, "--scores", "elbo", "--num-samples", 4]
+    assert "bad.png cannot be read as an image" in refused(*score)
+    result = run(*score, "--skip-unreadable", "-q")
+    assert [row["id"] for row in rows(result.stdout)] == ["0.png", "1.png"]
+    assert result.stderr.count("skipped: ") == result.stderr.count("bad.png cannot be read") == 2
+    found = run("score", model, bad, "--scores", "elbo", "--skip-unreadable", code=2)
+    assert "holds no image that can be read" in found.stderr
+
+
+def test_calibration_heeds_the_options_for_image_files(
+    tmp_path: Path, model: Path, images: np.ndarray
+) -> None:
+    folder = folder_of(images[:5], tmp_path / "train")
+    (folder / "9.png").write_text("no image")
+    score = ["score", model, "digits", "--scores", "typicality", "--calibrate", folder]
+    assert "9.png cannot be read" in refused(*score)
+    result = run(*score, "--skip-unreadable")
+    assert result.stderr.count("skipped: ") == 1
+    np.save(tmp_path / "x.npy", images[:5])
+    assert result.stdout == run(*score[:-1], tmp_path / "x.npy").stdout
+    (folder / "9.png").unlink()
+    Image.new("L", (20, 30)).save(folder / "5.png")
+    assert "must be 8x8 pixels" in refused(*score)
+    assert len(rows(run(*score, "--resize").stdout)) == 445
+    run("evaluate", model, "-i", "digits", "-u", "near-black", "--limit", 5, *score[3:], "--resize")
+
+
+def test_calibration_that_no_score_wants_is_refused(model: Path) -> None:
+    for scores in ([], ["--scores", "elbo,kl"]):
+        message = refused("score", model, "digits", "--calibrate", "digits:train", *scores)
+        assert "--calibrate serves none of the scores" in message
+        assert "add some of typicality, f_lip, f_agg to --scores" in message
+    few = ["--num-samples", 2, "--calibrate", "digits:train"]
+    run("score", model, "digits", "--scores", "all", *few)
+
+
+def test_too_few_inliers_for_p_values_of_one_in_a_hundred_are_told(
+    tmp_path: Path, model: Path, images: np.ndarray
+) -> None:
+    np.save(tmp_path / "x.npy", images[:3])
+    score = ["score", model, tmp_path / "x.npy", "--scores", "elbo", "--num-samples", 2]
+    test = data.load("digits", "test").images.numpy()
+    for count, told in ((98, True), (99, False)):
+        np.save(tmp_path / "good.npy", test[:count])
+        result = run(*score, "--inliers", tmp_path / "good.npy")
+        assert result.stderr.startswith("note: --inliers has 98 images") is told
+        assert ("that takes 99 images" in result.stderr) is told
+        assert run(*score, "--inliers", tmp_path / "good.npy", "-q").stderr == ""
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path, model: Path, images: np.ndarray) -> None:
+    folder = folder_of(images[:1], tmp_path / os.fsdecode(b"f\xfe"))
+    (folder / "0.png").rename(folder / os.fsdecode(b"bad\xff.png"))
+    score = ["score", model, folder, "--scores", "elbo", "--num-samples", 2]
+    endings = ["csv"]
+    if importlib.util.find_spec("pyarrow"):
+        endings.append("parquet")
+    for ending in endings:
+        run(*score, "-o", tmp_path / f"s.{ending}")
+    (found,) = rows((tmp_path / "s.csv").read_text(encoding="utf-8"))
+    assert found["id"] == r"bad\xff.png"
+    assert found["input"] == rf"{tmp_path}/f\xfe"
+    out = tmp_path / os.fsdecode(b"out\xfd.json")
+    sets = ["-i", folder, "-u", "near-black", "--limit", 5, "--num-samples", 2]
+    result = run("evaluate", model, *sets, "--json", out)
+    assert rf"numbers: {tmp_path}/out\xfd.json" in result.stdout
+    assert json.loads(out.read_text())["inliers"]["name"] == rf"{tmp_path}/f\xfe"
+    text = run("fit", folder, "-o", tmp_path / os.fsdecode(b"m\xfc"), "--epochs", 1, *FC).stdout
+    assert r"m\xfc/model.safetensors" in text
+    assert "no validation images" in text
+
+
+def test_names_that_the_terminal_lacks(tmp_path: Path, model: Path, images: np.ndarray) -> None:
+    folder = folder_of(images[:1], tmp_path / "图")
+    code = "from lipvae.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "score", model, folder, "--scores", "elbo"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert r"\u56fe,0.png," in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["a[/b]c", "x[red]y", "w[", "back\\[b]", ":smile:", "_a$b$c_^"])
+def test_names_are_no_markup(
+    tmp_path: Path, model: Path, images: np.ndarray, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # short, so that no cell is folded
+    folder_of(images[:2], tmp_path / name)
+    options = ["--num-samples", 2, "--scores", "elbo"]
+    out = f"{name}.csv"
+    assert f"2 images scored: {out}\n" in run("score", model, name, *options, "-o", out).stderr
+    sets = ["-i", name, "-u", "near-black", "--limit", 5]
+    numbers, plot = f"{name}.json", f"{name}.png"
+    result = run("evaluate", model, *sets, *options, "--json", numbers, "--plot", plot)
+    assert f"Inliers: {name}. Per cent" in result.stdout
+    assert f"numbers: {numbers}\n" in result.stdout
+    assert f"histograms: {plot}\n" in result.stderr
+    assert Path(plot).is_file()
+    sets = ["-i", "near-black", "-u", name, "--limit", 5]
+    assert f"│ {name} " in run("evaluate", model, *sets, *options).stdout
+    text = run("fit", name, "-o", f"{name}.model", "--epochs", 1, *FC).stdout
+    assert f"model: {name}.model/model.safetensors\n" in text
+    (tmp_path / name / "0.png").write_text("no image")
+    assert f"{name}/0.png cannot be read" in refused("score", model, name)
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_results_that_cannot_be_written_are_told_before_the_work(
+    command: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lipvae.cli._common.load", lambda *_: pytest.fail("too late"))
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "closed").mkdir()
+    allowed = os.access
+
+    def access(path: Path, mode: int) -> bool:
+        return path != tmp_path / "closed" and allowed(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+    if command == "score":
+        start, options = ["score", model, "digits"], {"--out": "csv"}
+    else:
+        start = ["evaluate", model, "-i", "digits", "-u", "near-black"]
+        options = {"--json": "csv", "--plot": "png"}
+    for option, ending in options.items():
+        folder = tmp_path / f"folder.{ending}"
+        assert f"{option} must be a file, got the folder" in refused(*start, option, folder)
+        closed = tmp_path / "closed" / f"x.{ending}"
+        assert f"{option}: {str(closed)!r} cannot be written" in refused(*start, option, closed)
+
+
+def test_a_picture_of_another_kind_is_refused_before_the_work(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = ["-i", "digits", "-u", "near-black", "--limit", 5, "--num-samples", 2]
+    pdf = tmp_path / "p.pdf"
+    run("evaluate", model, *sets, "--plot", pdf)
+    assert pdf.read_bytes().startswith(b"%PDF")
+    monkeypatch.setattr("lipvae.cli._common.load", lambda *_: pytest.fail("too late"))
+    for name in ("pic.txt", "pic"):
+        message = refused("evaluate", model, *sets, "--plot", tmp_path / name)
+        assert "--plot must end in .png, .pdf, .svg, got" in message
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install 'lipvae[plot]'" in refused("evaluate", model, *sets, "--plot", pdf)
+
+
+def test_numbers_may_go_to_a_device(model: Path) -> None:
+    sets = ["-i", "digits", "-u", "near-black", "--limit", 5, "--num-samples", 2]
+    assert "numbers: /dev/null" in run("evaluate", model, *sets, "--json", os.devnull).stdout
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta", "cpu:1"])
+def test_devices_that_are_not_served(name: str, model: Path) -> None:
+    message = refused("score", model, "digits", "--device", name)
+    assert "--device must be auto, cpu, cuda or cuda:N (an NVIDIA or AMD GPU), got" in message
+    assert f"{name!r}" in message
+
+
+def test_a_gpu_beyond_the_last(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    message = refused("score", model, "digits", "--device", "cuda:2")
+    assert "--device cuda:2: the last GPU here is cuda:1" in message
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_torch_does_not_take(seed: int, tmp_path: Path, model: Path) -> None:
+    for command in (["score", model, "digits"], ["fit", "digits", "-o", tmp_path / "m"]):
+        assert "--seed" in run(*command, "--seed", seed, code=2).stderr
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    message = refused("score", tmp_path, "digits")
+    assert f"{str(tmp_path)!r} holds no model.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "not enough memory: take"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "memory for 7.28 TiB more: take"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+                         "64000000000 bytes. Error code 12"),
+            "not enough memory for 59.6 GiB more: take",
+        ),
+        (RuntimeError("Storage size calculation overflowed"), "not enough memory: take"),
+    ],
+)  # fmt: skip
+def test_a_full_memory_is_told(
+    error: Exception, told: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lipvae.cli._common.load", fail)
+    assert told in refused("score", model, "digits")
+
+
+def test_faults_of_the_program_keep_their_traceback(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("lipvae.cli._common.load", fail)
+    result = RUNNER.invoke(app, ["score", str(model), "digits"])
+    assert isinstance(result.exception, RuntimeError)
 
 
 # evaluate

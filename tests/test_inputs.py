@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import socket
+import struct
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ import torch
 from PIL import Image
 
 from lipvae import data
-from lipvae.inputs import open_inputs, read_all
+from lipvae.inputs import UnreadableError, open_inputs, printable, read_all
 
 RNG = np.random.Generator(np.random.PCG64(0))
 GREY = RNG.integers(0, 256, (7, 1, 6, 5), dtype=np.uint8)
@@ -237,6 +242,211 @@ def test_broken_image_names_its_file(tmp_path: Path) -> None:
             read_all(open_inputs(tmp_path / name))
 
 
+def dds_of_no_format() -> bytes:
+    header = struct.pack("<7I", 124, 0x1007, 6, 5, 0, 0, 0) + bytes(44)
+    pixel_format = struct.pack("<8I", 32, 0, 0, 0, 0, 0, 0, 0)
+    return b"DDS " + header + pixel_format + bytes(20)
+
+
+def tiff_with_a_fraction(tag: int) -> bytes:
+    """A TIFF file where a size or a position is not a whole number."""
+    stream = io.BytesIO()
+    Image.fromarray(GREY[0, 0]).save(stream, "TIFF")
+    content = bytearray(stream.getvalue())
+    entry = next(
+        content.index(struct.pack("<HH", tag, kind))
+        for kind in (3, 4)
+        if struct.pack("<HH", tag, kind) in content
+    )
+    content[entry + 2] = 5
+    return bytes(content)
+
+
+ODD = {  # Pillow 13 raises
+    "a.png": dds_of_no_format(),  # NotImplementedError
+    "a.tif": tiff_with_a_fraction(273),  # TypeError
+    "b.tif": tiff_with_a_fraction(256),  # ValueError
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_whatever_pillow_raises_names_the_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(ODD[name])
+    for shape in (None, (1, 6, 5)):
+        with pytest.raises(UnreadableError, match=f"{name} cannot be read as an image: ."):
+            read_all(open_inputs(tmp_path, shape))
+    save(GREY[0], tmp_path / "z.png")
+    inputs = open_inputs(tmp_path, (1, 6, 5), skip_unreadable=True)
+    assert [batch.ids for batch in inputs.batches(9)] == [["z.png"]]
+
+
+def test_a_reason_is_never_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path) -> None:
+        raise KeyError
+
+    save(GREY[0], tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UnreadableError, match=r"a\.png cannot be read as an image: KeyError"):
+        read_all(open_inputs(tmp_path, (1, 6, 5)))
+
+
+def test_a_full_memory_is_not_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: Path) -> None:
+        raise MemoryError
+
+    save(GREY[0], tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        read_all(open_inputs(tmp_path, (1, 6, 5), skip_unreadable=True))
+
+
+def test_one_damaged_file_is_skipped_like_one_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    inputs = open_inputs(tmp_path / "a.png", (1, 6, 5), skip_unreadable=True)
+    with pytest.raises(UnreadableError, match="holds no image that can be read"):
+        read_all(inputs)
+    assert len(inputs.skipped) == 1
+
+
+def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"f\xfe")
+    folder.mkdir()
+    save(GREY[0], folder / os.fsdecode(b"bad\xff.png"))
+    save(GREY[1], folder / "ü.png")
+    inputs = open_inputs(folder)
+    (batch,) = inputs.batches(9)
+    assert batch.ids == [r"bad\xff.png", "ü.png"]
+    assert inputs.name == rf"{tmp_path}/f\xfe"
+    assert printable(Path("ü")) == "ü"
+
+
+def test_what_is_no_regular_file_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda file: pytest.fail("this would wait for a writer"))
+        for shape in (None, (1, 6, 5)):
+            with pytest.raises(UnreadableError, match=r"link\.png must be a file, got a pipe"):
+                read_all(open_inputs(tmp_path, shape))
+    save(GREY[0], tmp_path / "a.png")
+    inputs = open_inputs(tmp_path, skip_unreadable=True)
+    assert torch.equal(read_all(inputs), as_float(GREY[:1]))
+    assert [Path(reason.split(" must")[0]).name for reason in inputs.skipped] == [
+        "link.png", "pipe.png", "socket.png",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="must be a file or a folder, got a pipe"):
+        open_inputs(tmp_path / "pipe.png")
+
+
+def test_folders_that_cannot_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "closed/b.png", "half/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(GREY[0], tmp_path / name)
+    listed, told = Path.iterdir, Path.is_dir
+
+    def iterdir(path: Path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    def is_dir(path: Path) -> bool:
+        if path.parent.name == "half":  # may be listed, but nothing in it may be told
+            raise PermissionError(13, "Permission denied", str(path))
+        return told(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    with pytest.raises(UnreadableError, match="closed cannot be searched: Permission denied"):
+        open_inputs(tmp_path, (1, 6, 5))
+    inputs = open_inputs(tmp_path, (1, 6, 5), skip_unreadable=True)
+    for _ in range(2):  # a second pass names them too
+        assert [batch.ids for batch in inputs.batches(9)] == [["a.png"]]
+        assert inputs.skipped == [
+            f"{tmp_path}/closed cannot be searched: Permission denied",
+            f"{tmp_path}/half/c.png cannot be read: Permission denied",
+        ]
+    with pytest.raises(UnreadableError, match="closed cannot be searched"):
+        open_inputs(tmp_path / "closed", (1, 6, 5), skip_unreadable=True)
+
+
+def deep_png(colour_type: int, channels: int) -> bytes:
+    """A 16-bit PNG, which Pillow does not write."""
+    rows = (b"\0" + bytes(range(5 * 2 * channels))) * 6
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + check
+
+    header = struct.pack(">IIBBBBB", 5, 6, 16, colour_type, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def deep_tiff() -> bytes:
+    """16-bit colour without compression."""
+    tags = [
+        (256, 3, 1, 5), (257, 3, 1, 6), (258, 3, 3, 8 + 2 + 9 * 12 + 4), (259, 3, 1, 1),
+        (262, 3, 1, 2), (273, 4, 1, 128 + 8), (277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 1, 180),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags)
+    content = (
+        b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + struct.pack("<3H", 16, 16, 16)
+    )
+    return content.ljust(136, b"\0") + bytes(180)
+
+
+DEEP = {
+    "grey.png": deep_png(0, 1),
+    "colour.png": deep_png(2, 3),
+    "grey-alpha.png": deep_png(4, 2),
+    "colour-alpha.png": deep_png(6, 4),
+    "colour.tif": deep_tiff(),
+    "colour.ppm": b"P6 5 6 65535\n" + bytes(180),
+    "plain.ppm": b"P3 5 6 1023\n" + b"1000 " * 90,
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_sixteen_bits_are_not_cut_to_eight(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(DEEP[name])
+    for shape in (None, (3, 6, 5), (1, 6, 5)):
+        with pytest.raises(UnreadableError, match=f"{name} must have 8 bits a channel, got m"):
+            read_all(open_inputs(tmp_path, shape))
+
+
+def test_fewer_than_eight_bits_are_scaled(tmp_path: Path) -> None:
+    (tmp_path / "a.ppm").write_bytes(b"P6 1 1 15\n" + bytes([0, 5, 15]))
+    found = read_all(open_inputs(tmp_path))
+    assert torch.equal(found, as_float(np.array([0, 85, 255]).reshape(1, 3, 1, 1)))
+    # Five or six bits a channel, 16 a pixel.
+    header = struct.pack("<IiiHHIIiiII", 40, 5, 6, 1, 16, 3, 72, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    size = 14 + len(header) + len(masks) + 72
+    start = struct.pack("<2sIHHI", b"BM", size, 0, 0, size - 72)
+    (tmp_path / "a.ppm").unlink()
+    (tmp_path / "a.bmp").write_bytes(start + header + masks + b"\xff" * 72)
+    assert read_all(open_inputs(tmp_path)).eq(1).all()
+
+
+def test_a_grey_folder_with_a_deep_file_is_grey(tmp_path: Path) -> None:
+    save(GREY[0], tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(deep_png(0, 1))
+    assert open_inputs(tmp_path, skip_unreadable=True).shape == (1, 6, 5)
+
+
+def test_resizing_without_a_model_takes_the_first_size(tmp_path: Path) -> None:
+    save(GREY[0], tmp_path / "a.png")
+    Image.new("L", (20, 30)).save(tmp_path / "b.png")
+    assert read_all(open_inputs(tmp_path, resize=True)).shape == (2, 1, 6, 5)
+
+
 def test_data_sets_by_name() -> None:
     for name, split in (("digits", "test"), ("digits:test", "train"), ("digits:train", "test")):
         expected = data.load("digits", name.partition(":")[2] or split).float()
@@ -307,6 +517,58 @@ def test_damaged_files(tmp_path: Path) -> None:
         open_inputs(tmp_path / "none.npz")
 
 
+def altered(path: Path, local: int, central: int, value: int) -> None:
+    """Sets a field in both headers of an archive's only member."""
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        struct.pack_into("<H", content, content.index(signature) + offset, value)
+    path.write_bytes(content)
+
+
+def test_archives_that_python_cannot_open(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=GREY)
+    altered(path, 8, 10, 9)  # Deflate64
+    message = r"a\.npz:x cannot be read as an array: That compression method is not supported"
+    with pytest.raises(ValueError, match=message):
+        open_inputs(path)
+    np.savez_compressed(path, x=GREY)
+    altered(path, 6, 8, 1)
+    with pytest.raises(ValueError, match=r"a\.npz:x cannot be read as an array: .*encrypted"):
+        open_inputs(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_every_compression_of_an_archive(tmp_path: Path, method: int) -> None:
+    stream = io.BytesIO()
+    np.save(stream, GREY)
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x.npy", stream.getvalue())
+    assert torch.equal(read_all(open_inputs(path)), as_float(GREY))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 40] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz:x (is damaged|cannot be read)"):
+        read_all(open_inputs(path))
+
+
+def test_an_archive_called_npy(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", GREY)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"a\.npy cannot be read as a \.npy array"):
+        open_inputs(tmp_path / "a.npy")
+
+
+def test_a_header_of_negative_sizes(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", GREY)
+    content = (tmp_path / "a.npy").read_bytes().replace(b"(7, 1,", b"(-7,1,")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    with pytest.raises(ValueError, match="damaged header"):
+        open_inputs(tmp_path / "a.npz")
+
+
 def test_a_header_that_is_damaged(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", b"no magic")
@@ -347,6 +609,10 @@ def test_objects_in_npz_are_refused(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.*mnist"):
         open_inputs("nowhere")
+    with pytest.raises(FileNotFoundError, match="~no-such-user/x"):
+        open_inputs("~no-such-user/x")
+    with pytest.raises(ValueError, match="empty name"):  # an unset variable of a shell, not "."
+        open_inputs("")
     with pytest.raises(ValueError, match="holds no images"):
         open_inputs(tmp_path)
     (tmp_path / "a.csv").write_text("1")

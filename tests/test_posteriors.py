@@ -33,6 +33,11 @@ def test_independent_members_differ_and_are_reproducible() -> None:
     assert torch.equal(b.decoder[0].weight, second.members[0].decoder[0].weight)
 
 
+def test_every_member_of_an_ensemble_has_a_seed() -> None:
+    with pytest.raises(ValueError, match=r"below 2\*\*64, got seed 18446744073709551615, size 2"):
+        fit_ensemble(small, digits(), size=2, seed=2**64 - 1, epochs=1, progress=False)
+
+
 def test_swag_draws_have_the_mean_and_covariance_of_its_definition() -> None:
     model = small()
     swag = SWAG(model, rank=3)

@@ -79,6 +79,17 @@ def test_metrics_table(evaluation: Evaluation) -> None:
     assert "\x1b" not in shown
 
 
+@pytest.mark.parametrize("name", ["a[/b]c", "x[red]y", "[bold]", ":smile:"])
+def test_names_are_no_markup(name: str, tmp_path: Path) -> None:
+    found = evaluate(name, scores(0), {f"{name}2": scores(1)})
+    shown = text(metrics_table(found, f"of {name}"))
+    assert f"of {name}" in shown
+    assert f"Inliers: {name}." in shown
+    assert f"│ {name}2 " in shown
+    model = LipschitzVAE((1, 8, 8), 2, "fc", (16,)).eval()
+    assert f"observed: {name} " in text(latent_table(model.certificate(), {name: torch.ones(1, 2)}))
+
+
 def test_latent_table() -> None:
     torch.manual_seed(0)
     model = LipschitzVAE((1, 8, 8), 4, "fc", (16,)).eval()
@@ -105,6 +116,23 @@ def test_histograms(evaluation: Evaluation, tmp_path: Path) -> None:
     colours = {tuple(colour) for colour in np.unique(pixels, axis=0)}
     assert (0xD5, 0x5E, 0x00) in colours  # the first outlier set
     assert (0x00, 0x72, 0xB2) in colours  # the second
+
+
+def test_names_are_no_mathematics_and_all_in_the_legend(tmp_path: Path) -> None:
+    plain = evaluate("in", scores(0), {"a_b": scores(1)})
+    odd = evaluate("in", scores(0), {"_a$x_$^b": scores(1)})
+    sizes = [
+        len(draw_histograms(found, tmp_path / "h.svg", r"of $\frac$").read_bytes())
+        for found in (plain, odd)
+    ]
+    assert sizes[1] > sizes[0]  # characters are drawn as paths
+
+
+@pytest.mark.parametrize("name", ["h.txt", "h", "h.png.part"])
+def test_a_picture_of_another_kind(evaluation: Evaluation, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"path must end in \.png, \.pdf, \.svg, got"):
+        draw_histograms(evaluation, tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

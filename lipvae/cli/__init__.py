@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from lipvae.cli import data, demo, doctor, evaluate, fit, reproduce, score
@@ -44,4 +47,7 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Runs the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal's encoding lacks, in the name of a file, is escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import torch
 import typer
 from rich.console import Console
+from rich.text import Text
 from tqdm import tqdm
 
 import lipvae
 from lipvae._decoder_dtype import DECODER_DTYPES
 from lipvae.data import DataUnavailableError
-from lipvae.inputs import Batch, Inputs, open_inputs, read_all
+from lipvae.inputs import Batch, Inputs, printable, read_all
 from lipvae.models import VAE, Ensemble
 from lipvae.persistence import load
 from lipvae.scores import ALL, SCORES
@@ -33,8 +35,10 @@ _USER_ERRORS = (
     DataUnavailableError,
     DivergenceError,
     ModuleNotFoundError,
-    torch.cuda.OutOfMemoryError,
 )
+
+# The last seed that torch's generators take.
+MAX_SEED = 2**64 - 1
 
 Device = Annotated[
     str,
@@ -44,11 +48,17 @@ Device = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Of all random numbers.", rich_help_panel="Computing")
+    int,
+    typer.Option(min=0, max=MAX_SEED, help="Of all random numbers.", rich_help_panel="Computing"),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="No progress bars and no remarks, only results."),
+    typer.Option(
+        "--quiet",
+        "-q",
+        help="No progress bars and no remarks, only results. Files that --skip-unreadable leaves "
+        "out are named all the same: their images have no result.",
+    ),
 ]
 ScoreNames = Annotated[
     str | None,
@@ -101,21 +111,26 @@ CalibrationImages = Annotated[
     str | None,
     typer.Option(
         "--calibrate",
-        help="Training images, for scores that compare with them: "
-        f"{', '.join(score.name for score in SCORES.values() if score.calibrated)}.",
+        help="Training images, for scores that compare with them, which --scores has to name: "
+        f"{', '.join(score.name for score in SCORES.values() if score.calibrated)}; or all.",
         rich_help_panel="Scores",
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split of data sets that are named without one.")]
 Resize = Annotated[
     bool,
-    typer.Option("--resize", help="Scale image files to the model's size instead of refusing."),
+    typer.Option(
+        "--resize",
+        help="Scale image files to the model's size (fit: to the first image's) instead of "
+        "refusing those of another size.",
+    ),
 ]
 SkipUnreadable = Annotated[
     bool,
     typer.Option(
         "--skip-unreadable",
-        help="Leave out files of a folder that cannot be read, and name them, instead of stopping.",
+        help="Leave out image files and folders that cannot be read, and name them, instead of "
+        "stopping: damaged files, and those of another size unless they are resized.",
     ),
 ]
 
@@ -132,7 +147,8 @@ def print_version(wanted: bool) -> None:
 
 def console(*, stderr: bool = False) -> Console:
     """A console that writes no colours, and lines wide enough for a table, into a pipe."""
-    found = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    # Brackets and colons in names are not markup.
+    found = Console(stderr=stderr, highlight=False, soft_wrap=False, markup=False, emoji=False)
     if not found.is_terminal and "COLUMNS" not in os.environ:
         found.width = 120
     return found
@@ -141,12 +157,14 @@ def console(*, stderr: bool = False) -> Console:
 def fail(message: object) -> typer.Exit:
     """Prints one error on stderr; raise what it returns."""
     lines = str(message).strip() or type(message).__name__
-    console(stderr=True).print(f"[bold red]error:[/bold red] {_plain(lines)}", soft_wrap=True)
+    text = Text.assemble(("error:", "bold red"), f" {printable(lines)}")
+    console(stderr=True).print(text, soft_wrap=True)
     return typer.Exit(2)
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def say(text: str, *, stderr: bool = False) -> None:
+    """Prints a line as it is, however long; bytes of names that are not UTF-8 are escaped."""
+    console(stderr=stderr).print(printable(text), soft_wrap=True)
 
 
 def user_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -167,8 +185,33 @@ def user_errors(command: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("LIPVAE_DEBUG"):
                 raise
             raise fail(error) from None
+        except (MemoryError, RuntimeError) as error:
+            # torch's errors of a full memory are bare RuntimeErrors on a CPU.
+            wanted = _lacking_memory(error)
+            if wanted is None or os.environ.get("LIPVAE_DEBUG"):
+                raise
+            raise fail(wanted) from None
 
     return wrapped
+
+
+def _lacking_memory(error: Exception) -> str | None:
+    """What to tell of an error that says that the memory is full; None of another."""
+    text = str(error)
+    signs = ("can't allocate memory", "not enough memory", "size calculation overflowed")
+    known = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+    if not known and not any(sign in text for sign in signs):
+        return None
+    found = re.search(r"allocate ([\d.]+) (bytes|[KMGTPE]iB)", text)
+    size = ""
+    if found:
+        amount, unit = found[1], found[2]
+        amount, unit = (f"{int(amount) / 2**30:,.1f}", "GiB") if unit == "bytes" else (amount, unit)
+        size = f" for {amount} {unit} more"
+    return (
+        f"not enough memory{size}: take a smaller --batch-size, fewer images, or for fit a smaller "
+        "--latent-dim or --hidden"
+    )
 
 
 def pick_device(name: str) -> torch.device:
@@ -178,15 +221,31 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device must be auto, cpu, cuda or cuda:N (an NVIDIA or AMD GPU), got {name!r}"
+        ) from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise ValueError(
+            f"--device must be auto, cpu, cuda or cuda:N (an NVIDIA or AMD GPU), got {name!r}"
+        )
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this torch finds no CUDA or ROCm GPU")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"--device {name}: the last GPU here is cuda:{count - 1}")
     return device
 
 
 def load_model(path: Path, device: str) -> VAE | Ensemble:
     """The model in a file, or in a folder that ``lipvae fit`` wrote."""
-    return load(path / MODEL_FILE if path.is_dir() else path, pick_device(device))
+    where = pick_device(device)
+    if path.is_dir() and not (path / MODEL_FILE).exists():
+        raise FileNotFoundError(
+            f"MODEL must be a file or a folder of `lipvae fit`: {str(path)!r} holds no {MODEL_FILE}"
+        )
+    return load(path / MODEL_FILE if path.is_dir() else path, where)
 
 
 def make_scorer(
@@ -195,7 +254,7 @@ def make_scorer(
     num_samples: int,
     seed: int,
     batch_size: int,
-    training: str | None = None,
+    training: Inputs | None = None,
     refine: int = 0,
     noise: str = "independent",
     decoder_dtype: str | None = None,
@@ -208,7 +267,7 @@ def make_scorer(
         num_samples: K.
         seed: of the noise.
         batch_size: the option --batch-size.
-        training: the option --calibrate.
+        training: the images of the option --calibrate.
         refine: the option --refine.
         noise: the option --noise.
         decoder_dtype: the option --decoder-dtype.
@@ -231,7 +290,14 @@ def make_scorer(
     if training is not None:
         if isinstance(model, Ensemble):
             raise ValueError("--calibrate is for a single model, got an ensemble")
-        images = read_all(open_inputs(training, model.input_shape, split="train"))
+        if not any(SCORES[name].calibrated for name in scorer.names) and scores != ALL:
+            known = ", ".join(score.name for score in SCORES.values() if score.calibrated)
+            raise ValueError(
+                f"--calibrate serves none of the scores {', '.join(scorer.names)}: add some of "
+                f"{known} to --scores, or leave it out"
+            )
+        images = read_all(training)
+        report_skipped(training)
         scorer.calibrate(images)
         return Scorer(model, scores, **options, calibration=scorer.calibration)
     wanting = [name for name in scorer.names if SCORES[name].calibrated]
@@ -269,8 +335,13 @@ def score_inputs(
             (scores,) = scorer.stream([batch.images])
             yield batch, scores
             bar.update(len(batch.ids))
+    report_skipped(inputs)
+
+
+def report_skipped(inputs: Inputs) -> None:
+    """Names what was left out, on stderr."""
     for reason in inputs.skipped:
-        console(stderr=True).print(f"skipped: {reason}", soft_wrap=True, markup=False)
+        say(f"skipped: {reason}", stderr=True)
 
 
 def score_all(
@@ -279,13 +350,3 @@ def score_all(
     """The scores of all images, [N] each."""
     parts = [scores for _, scores in score_inputs(scorer, inputs, batch_size, quiet)]
     return {name: torch.cat([part[name] for part in parts]) for name in scorer.names}
-
-
-def check_folder(option: str, path: Path | None) -> None:
-    """Before long work whose result goes there.
-
-    Raises:
-        FileNotFoundError: if the folder of a file to be written does not exist.
-    """
-    if path is not None and not path.parent.is_dir():
-        raise FileNotFoundError(f"{option}: there is no folder {str(path.parent)!r}")

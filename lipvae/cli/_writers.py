@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from lipvae.cli._common import check_folder
+from lipvae.cli._outputs import check_file, check_folder
 
 COLUMNS = ("input", "id")
 
@@ -93,18 +93,11 @@ class ParquetWriter(ScoreWriter):
     _file: Any
 
     def _open(self) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "Parquet needs pyarrow: pip install 'lipvae[parquet]', or write a .csv"
-            ) from error
-        self._arrow = pyarrow
-        fields = [(name, pyarrow.string()) for name in COLUMNS]
-        fields += [(name, pyarrow.float64()) for name in self.names]
-        self._schema = pyarrow.schema(fields)
-        self._file = pyarrow.parquet.ParquetWriter(str(self.part), self._schema)
+        self._arrow = _pyarrow()
+        fields = [(name, self._arrow.string()) for name in COLUMNS]
+        fields += [(name, self._arrow.float64()) for name in self.names]
+        self._schema = self._arrow.schema(fields)
+        self._file = self._arrow.parquet.ParquetWriter(str(self.part), self._schema)
 
     def _close(self) -> None:
         self._file.close()
@@ -115,11 +108,29 @@ class ParquetWriter(ScoreWriter):
         self._file.write_table(self._arrow.table(columns, schema=self._schema))
 
 
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Parquet needs pyarrow: pip install 'lipvae[parquet]', or write a .csv"
+        ) from error
+    return pyarrow
+
+
 def check_out(path: Path | None) -> None:
     """What :func:`open_writer` refuses, before long work."""
-    if path is not None and path.suffix.lower() not in (".csv", ".parquet"):
+    if path is None:
+        if sys.stdout is None:  # the shell's >&-
+            raise ValueError("--out must be given where stdout is closed")
+        return
+    if path.suffix.lower() not in (".csv", ".parquet"):
         raise ValueError(f"--out must end in .csv or .parquet, got {str(path)!r}")
-    check_folder("--out", path)
+    check_file("--out", path)
+    check_folder("--out", path.parent)  # rows go to another file there first
+    if path.suffix.lower() == ".parquet":
+        _pyarrow()
 
 
 def open_writer(path: Path | None, names: Sequence[str]) -> ScoreWriter:
@@ -127,7 +138,8 @@ def open_writer(path: Path | None, names: Sequence[str]) -> ScoreWriter:
 
     Raises:
         ValueError: for another ending.
-        FileNotFoundError: if the folder does not exist.
+        OSError: if the file cannot be written there.
+        ModuleNotFoundError: without pyarrow, for a .parquet.
     """
     if path is None:
         return CsvWriter(None, names)

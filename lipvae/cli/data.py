@@ -61,8 +61,7 @@ def fetch(
     - `lipvae data fetch fashion-mnist mnist`
     - `lipvae data fetch cifar10 --sources folder --root /mnt/datasets`
     """
-    console = common.console()
     for name in names:
         files = data.fetch(name, root, sources, progress=not quiet)
         for path in files.values():
-            console.print(str(path), soft_wrap=True)
+            common.say(str(path))

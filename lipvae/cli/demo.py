@@ -16,6 +16,7 @@ from torch import Tensor
 import lipvae
 from lipvae import data as sets
 from lipvae.cli import _common as common
+from lipvae.cli._outputs import check_folder
 from lipvae.models import LipschitzVAE
 from lipvae.report import draw_histograms, evaluate, latent_table, metrics_table
 from lipvae.scoring import Scorer
@@ -119,6 +120,7 @@ def demo(
     if data not in RECIPES:
         raise ValueError(f"--data must be one of {', '.join(RECIPES)}, got {data!r}")
     where = common.pick_device(device)
+    check_folder("--out", out)
     out.mkdir(parents=True, exist_ok=True)
     console = common.console()
     recipe = RECIPES[data]()
@@ -162,8 +164,8 @@ def demo(
             f"ELBO {history.train_elbo[-1]:.2f} nats; trained in {trained - start:.0f} s, scored "
             f"in {done - trained:.0f} s"
         )
-    console.print(f"model: {model_path}", soft_wrap=True)
-    console.print(f"histograms: {picture}", soft_wrap=True)
+    common.say(f"model: {model_path}")
+    common.say(f"histograms: {picture}")
 
 
 @contextlib.contextmanager

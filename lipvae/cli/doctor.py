@@ -59,7 +59,7 @@ def doctor() -> None:
         )
     if problems:
         for problem in problems:
-            console.print(f"amiss: {problem}", soft_wrap=True, markup=False)
+            common.say(f"amiss: {problem}")
         raise typer.Exit(1)
     console.print("all well")
 

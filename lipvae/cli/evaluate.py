@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from lipvae.cli import _common as common
-from lipvae.inputs import open_inputs
-from lipvae.report import draw_histograms, metrics_table
+from lipvae.cli._outputs import check_file
+from lipvae.inputs import open_inputs, printable
+from lipvae.report import check_picture, draw_histograms, metrics_table
 from lipvae.report import evaluate as compare
 from lipvae.scoring import Scorer
 
@@ -30,7 +31,8 @@ def evaluate(
         typer.Option("--json", help="Write the numbers to this file too; - for stdout alone."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw histograms of the scores to this PNG file.")
+        Path | None,
+        typer.Option(help="Draw histograms of the scores to this .png, .pdf or .svg file."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take at most so many images of each set.")
@@ -59,21 +61,25 @@ def evaluate(
     - `lipvae evaluate model --inliers fashion-mnist --outliers mnist`
     - `lipvae evaluate model -i good.npy -u scratched/ -u near-black --json result.json`
     """
+    alone = json_out is not None and str(json_out) == "-"
+    check_file("--json", None if alone else json_out)
+    check_file("--plot", plot)
+    if plot is not None:
+        check_picture("--plot", plot)
     loaded = common.load_model(model, device)
-    scorer = common.make_scorer(
-        loaded, scores, num_samples, seed, batch_size, calibrate, refine, noise, decoder_dtype
-    )
     shape = loaded.input_shape
     reading = partial(
         open_inputs, input_shape=shape, split=split, resize=resize, skip_unreadable=skip_unreadable
     )
+    training = None if calibrate is None else reading(calibrate, split="train")
     inner, outer = reading(inliers), [reading(spec) for spec in outliers]
     names = [source.name for source in (inner, *outer)]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"--inliers and --outliers must differ, got {', '.join(repeated)} twice")
-    common.check_folder("--json", json_out)
-    common.check_folder("--plot", plot)
+    scorer = common.make_scorer(
+        loaded, scores, num_samples, seed, batch_size, training, refine, noise, decoder_dtype
+    )
     for source in (inner, *outer):
         source.limit(limit)
     found = compare(
@@ -82,7 +88,7 @@ def evaluate(
         {source.name: common.score_all(scorer, source, batch_size, quiet) for source in outer},
     )
     content = {
-        "model": str(model),
+        "model": printable(model),
         **describe(scorer),
         **found.to_dict(),
     }
@@ -90,17 +96,16 @@ def evaluate(
     title += f", refine = {refine}" if refine else ""
     title += f", {noise} noise" if noise != "independent" else ""
     title += f", decoder in {decoder_dtype}" if decoder_dtype else ""
-    if json_out is not None and str(json_out) == "-":
+    if alone:
         typer.echo(json.dumps(content, indent=2))
     else:
-        console = common.console()
-        console.print(metrics_table(found, title))
+        common.console().print(metrics_table(found, title))
         if json_out is not None:
             json_out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            console.print(f"numbers: {json_out}", soft_wrap=True)
+            common.say(f"numbers: {json_out}")
     if plot is not None:
         draw_histograms(found, plot, title)
-        common.console(stderr=True).print(f"histograms: {plot}", soft_wrap=True)
+        common.say(f"histograms: {plot}", stderr=True)
 
 
 def describe(scorer: Scorer) -> dict[str, Any]:

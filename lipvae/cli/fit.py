@@ -13,7 +13,8 @@ import typer
 import lipvae
 from lipvae import data as sets
 from lipvae.cli import _common as common
-from lipvae.inputs import open_inputs, read_all
+from lipvae.cli._outputs import check_folder
+from lipvae.inputs import open_inputs, printable, read_all
 from lipvae.models import VAE, BayesianVAE, Ensemble, HypersphericalVAE, LipschitzVAE
 from lipvae.posteriors import fit_ensemble
 from lipvae.posteriors.independent import member_checkpoint
@@ -23,6 +24,9 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 HISTORY_FILE = "history.json"
 
 _PLAIN = {"hyperspherical": HypersphericalVAE, "vanilla": VAE, "bayesian": BayesianVAE}
+
+# Of z and of hidden layers. What is larger is a slip.
+WIDEST = 2**16
 
 _MODEL = "Model"
 _TRAINING = "Training"
@@ -49,6 +53,7 @@ def fit(
         int,
         typer.Option(
             min=1,
+            max=WIDEST,
             help="Dimensions of z; hyperspherical: of the space around the sphere.",
             rich_help_panel=_MODEL,
         ),
@@ -85,8 +90,17 @@ def fit(
             rich_help_panel=_MODEL,
         ),
     ] = 1,
-    epochs: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 10,
-    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=_TRAINING)] = 128,
+    epochs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Passes over the images, those of a resumed run included.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = 10,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images of a step.", rich_help_panel=_TRAINING)
+    ] = 128,
     lr: Annotated[
         float | None,
         typer.Option(help="Learning rate; by default the model's.", rich_help_panel=_TRAINING),
@@ -106,6 +120,8 @@ def fit(
         float,
         typer.Option(min=0, max=0.9, help="Fraction held out.", rich_help_panel=_TRAINING),
     ] = 0.05,
+    resize: common.Resize = False,
+    skip_unreadable: common.SkipUnreadable = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
     ] = False,
@@ -126,6 +142,7 @@ def fit(
 
     - `lipvae fit fashion-mnist --out fashion --epochs 5`
     - `lipvae fit good_parts/ --out parts --model vanilla --latent-dim 16`
+    - `lipvae fit photos/ --out photos_model --resize --skip-unreadable`
     - `lipvae fit fashion-mnist --out fashion --epochs 10 --resume`
     - `lipvae fit fashion-mnist --out three --members 3`
     """
@@ -133,8 +150,11 @@ def fit(
         raise ValueError("--resume and --overwrite exclude each other")
     if (out / common.MODEL_FILE).exists() and not (resume or overwrite):
         raise ValueError(f"--out: {out} holds a model already; add --resume or --overwrite")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out must be a folder, got the file {out}")
+    check_folder("--out", out)
+    if seed + members - 1 > common.MAX_SEED:
+        raise ValueError(
+            f"--seed must leave a seed below 2**64 for each of {members} members, got {seed}"
+        )
     checkpoint = out / CHECKPOINT_FILE
     first = checkpoint if members == 1 else member_checkpoint(checkpoint, 0)
     if first.is_file() and not (resume or overwrite):
@@ -145,7 +165,7 @@ def fit(
     if resume and not first.is_file():
         raise ValueError(f"--resume: there is no {first.name} in {out}")
     where = common.pick_device(device)
-    images = _load(data)
+    images = _load(data, resize, skip_unreadable)
 
     def make() -> VAE:
         return _build(
@@ -162,6 +182,7 @@ def fit(
     # before the folder is made: a bad option leaves nothing behind.
     torch.manual_seed(seed)
     model_0 = make()
+    done: list[int] = []
     options: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -175,6 +196,7 @@ def fit(
         "checkpoint": checkpoint,
         "resume": resume,
         "progress": common.progress_wanted(quiet),
+        "callback": lambda epoch, history: done.append(epoch),
     }
     out.mkdir(parents=True, exist_ok=True)
     if overwrite:
@@ -188,11 +210,11 @@ def fit(
             trained, histories = fit_ensemble(make, images, size=members, **options)
     except KeyboardInterrupt:
         if first.is_file():
-            common.console(stderr=True).print("stopped; go on by the same command and --resume")
+            common.say("stopped; go on by the same command and --resume", stderr=True)
         raise typer.Exit(130) from None
     models = trained.members if isinstance(trained, Ensemble) else (trained,)
     lipvae.save(trained, out / common.MODEL_FILE)
-    content: dict[str, Any] = {"data": data, "seed": seed, "config": models[0].config}
+    content: dict[str, Any] = {"data": printable(data), "seed": seed, "config": models[0].config}
     if members == 1:
         content["history"] = histories[0].to_dict()
     else:
@@ -202,7 +224,13 @@ def fit(
     if not quiet:
         for one, history in zip(models, histories, strict=True):
             _summarise(one, history)
-        common.console().print(f"model: {out / common.MODEL_FILE}", soft_wrap=True)
+        common.say(f"model: {out / common.MODEL_FILE}")
+        if not done:
+            common.say(
+                f"note: nothing was trained: {first.name} has {len(histories[0])} epochs already "
+                f"and --epochs asks for {epochs}, those included",
+                stderr=True,
+            )
 
 
 def _without_nan(value: Any) -> Any:
@@ -220,7 +248,7 @@ def _choice(option: str, value: str, choices: tuple[str, ...]) -> Any:
     return value
 
 
-def _load(spec: str) -> torch.Tensor:
+def _load(spec: str, resize: bool, skip_unreadable: bool) -> torch.Tensor:
     """Images in memory: uint8 from a data set, float32 from files."""
     name, _, split = spec.partition(":")
     if name in sets.NAMES and not Path(spec).exists():
@@ -228,7 +256,10 @@ def _load(spec: str) -> torch.Tensor:
             "the split in DATA", split or "train", ("train", "test")
         )
         return sets.load(name, chosen).images
-    return read_all(open_inputs(spec, split="train"))
+    source = open_inputs(spec, split="train", resize=resize, skip_unreadable=skip_unreadable)
+    images = read_all(source)
+    common.report_skipped(source)
+    return images
 
 
 def _build(
@@ -249,6 +280,8 @@ def _build(
             widths = tuple(int(width) for width in hidden.split(","))
         except ValueError as error:
             raise ValueError(f"--hidden must be numbers, as in 512,512, got {hidden!r}") from error
+        if not 1 <= min(widths) <= max(widths) <= WIDEST:
+            raise ValueError(f"--hidden must be from 1 to {WIDEST}, got {hidden!r}")
     if kind != "lipschitz" and lipschitz is not None:
         raise ValueError(f"--lipschitz is for --model lipschitz, got it with {kind}")
     if kind != "lipschitz":
@@ -258,9 +291,11 @@ def _build(
 
 def _summarise(model: VAE, history: History) -> None:
     console = common.console()
+    validation = history.validation_elbo[-1]
     console.print(
         f"{type(model).__name__}, {len(history)} epochs in {sum(history.seconds):.0f} s: ELBO "
-        f"{history.train_elbo[-1]:.2f} nats, validation {history.validation_elbo[-1]:.2f}"
+        f"{history.train_elbo[-1]:.2f} nats, "
+        + (f"validation {validation:.2f}" if math.isfinite(validation) else "no validation images")
     )
     if isinstance(model, LipschitzVAE):
         certificate = model.certificate()

@@ -83,7 +83,7 @@ def reproduce(
         budget,
         Images(root),
         common.pick_device(device),
-        report=(lambda line: None) if quiet else lambda line: console.print(line, markup=False),
+        report=(lambda line: None) if quiet else lambda line: console.print(line),
         progress=common.progress_wanted(quiet),
     )
     for name in EXPERIMENTS if target == ALL else (target,):
@@ -92,10 +92,10 @@ def reproduce(
             written = run(name, runner, range(count), chosen, command)
         except KeyboardInterrupt:
             again = f"{command} --out {shlex.quote(str(out))}"
-            common.console(stderr=True).print(f"stopped; go on by: {again}", markup=False)
+            common.say(f"stopped; go on by: {again}", stderr=True)
             raise typer.Exit(130) from None
         for path in (written.json, written.markdown, written.figure, written.page):
             if path is not None:
-                console.print(str(path), soft_wrap=True, markup=False)
+                common.say(str(path))
         if EXPERIMENTS[name].PLOTS and not have_matplotlib():
-            console.print("no figure: pip install 'lipvae[plot]'", markup=False)
+            console.print("no figure: pip install 'lipvae[plot]'")

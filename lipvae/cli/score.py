@@ -11,7 +11,11 @@ import typer
 from lipvae.cli import _common as common
 from lipvae.cli._writers import check_out, open_writer
 from lipvae.conformal import p_values
-from lipvae.inputs import open_inputs
+from lipvae.inputs import UnreadableError, open_inputs
+
+# The share of false alarms that --help speaks of, and the images without which none can be as rare.
+LEVEL = 0.01
+FEWEST_INLIERS = round(1 / LEVEL) - 1
 
 
 @common.user_errors
@@ -38,7 +42,7 @@ def score(
         typer.Option(
             help="Images that should pass, and that the model was not trained on: adds a column "
             "NAME_p for each score, the share of such images that score as high. Flagging what is "
-            "at most 0.01 gives a false alarm in a hundred.",
+            "at most 0.01 gives a false alarm in a hundred, and takes 99 such images or more.",
             rich_help_panel="Scores",
         ),
     ] = None,
@@ -63,26 +67,44 @@ def score(
     - `lipvae score model photos/ --inliers good_photos/ -o scores.csv`
     - `lipvae score model mnist:test | sort -t, -k3 -g | tail`
     """
+    check_out(out)
     loaded = common.load_model(model, device)
-    scorer = common.make_scorer(
-        loaded, scores, num_samples, seed, batch_size, calibrate, refine, noise, decoder_dtype
-    )
     shape = loaded.input_shape
     reading = partial(
         open_inputs, input_shape=shape, split=split, resize=resize, skip_unreadable=skip_unreadable
     )
     sources = [reading(spec) for spec in inputs]
-    check_out(out)
+    training = None if calibrate is None else reading(calibrate, split="train")
+    held_out = None if inliers is None else reading(inliers)
+    scorer = common.make_scorer(
+        loaded, scores, num_samples, seed, batch_size, training, refine, noise, decoder_dtype
+    )
     passing = {}
-    if inliers is not None:
-        held_out = reading(inliers)
+    if held_out is not None:
         passing = common.score_all(scorer, held_out, batch_size, quiet)
+        if not quiet:
+            _remark_few(len(next(iter(passing.values()))))
     rows = 0
     with open_writer(out, [*scorer.names, *(f"{name}_p" for name in passing)]) as writer:
         for source in sources:
-            for batch, values in common.score_inputs(scorer, source, batch_size, quiet):
-                values |= {f"{n}_p": p_values(values[n], known) for n, known in passing.items()}
-                writer.write(source.name, batch.ids, values)
-                rows += len(batch.ids)
+            try:
+                for batch, values in common.score_inputs(scorer, source, batch_size, quiet):
+                    values |= {f"{n}_p": p_values(values[n], known) for n, known in passing.items()}
+                    writer.write(source.name, batch.ids, values)
+                    rows += len(batch.ids)
+            except UnreadableError:
+                # One file of several that were named is like one file of a folder.
+                if not skip_unreadable or (source is sources[-1] and not rows):
+                    raise
+                common.report_skipped(source)
     if out is not None and not quiet:
-        common.console(stderr=True).print(f"{rows} images scored: {out}", soft_wrap=True)
+        common.say(f"{rows} images scored: {out}", stderr=True)
+
+
+def _remark_few(inliers: int) -> None:
+    if inliers < FEWEST_INLIERS:
+        common.say(
+            f"note: --inliers has {inliers} images, so no p-value is below {1 / (inliers + 1):.2g} "
+            f"and none at most {LEVEL:g}: that takes {FEWEST_INLIERS} images (1 / {LEVEL:g} - 1)",
+            stderr=True,
+        )

@@ -11,10 +11,17 @@ import torch
 from lipvae import data
 from lipvae.data.registry import Split
 from lipvae.inputs._arrays import NpyInputs, NpzInputs
-from lipvae.inputs._base import Batch, Inputs, InputShape, match_layout
+from lipvae.inputs._base import (
+    Batch,
+    Inputs,
+    InputShape,
+    UnreadableError,
+    match_layout,
+    printable,
+)
 from lipvae.inputs._images import EXTENSIONS, FolderInputs
 
-__all__ = ["Batch", "Inputs", "open_inputs", "read_all"]
+__all__ = ["Batch", "Inputs", "UnreadableError", "open_inputs", "printable", "read_all"]
 
 
 class _SetInputs(Inputs):
@@ -47,8 +54,9 @@ def open_inputs(
             [N, H, W] where C is 1, or [N, C * H * W]. None takes the shape that the input has.
         split: the split of a data set that is named without one.
         resize: for image files: scale to the shape where the size differs, instead of an error.
-        skip_unreadable: for folders: leave out files that cannot be read as such an image, instead
-            of an error; `Inputs.skipped` says which.
+            Without `input_shape` that is the shape of the first one.
+        skip_unreadable: for image files: leave out those, and folders, that cannot be read as such
+            images, instead of an error; `Inputs.skipped` says which.
 
     Returns:
         Inputs that yield float32 [B, C, H, W] in [0, 1]: 8-bit values over 255, floating-point
@@ -56,7 +64,8 @@ def open_inputs(
 
     Raises:
         FileNotFoundError: there is no such file, folder or data set.
-        ValueError: the content cannot be read as images, or not as ones of this shape.
+        ValueError: the content cannot be read as images, or not as ones of this shape, 8 bits a
+            channel; or it is neither a file nor a folder, but a pipe, say.
         lipvae.data.DataUnavailableError: no source has the data set.
 
     Example:
@@ -67,14 +76,18 @@ def open_inputs(
         [200, 200, 45]
     """
     text = os.fspath(spec)
-    path = Path(text).expanduser()
+    if not text:
+        raise ValueError("images must be a file, a folder or a data set, got an empty name")
+    path = _expanded(text)
     if path.is_dir():
         return FolderInputs(path, input_shape, resize=resize, skip_unreadable=skip_unreadable)
     stem, _, key = text.rpartition(":")
     if path.is_file():
-        return _open_file(path, None, input_shape, resize)
-    if stem and Path(stem).expanduser().is_file():
-        return _open_file(Path(stem).expanduser(), key, input_shape, resize)
+        return _open_file(path, None, input_shape, resize, skip_unreadable)
+    if stem and _expanded(stem).is_file():
+        return _open_file(_expanded(stem), key, input_shape, resize, skip_unreadable)
+    if path.exists():
+        raise ValueError(f"{text!r} must be a file or a folder, got a pipe, socket or device")
     name, _, chosen = text.partition(":")
     if name in data.NAMES:
         return _open_set(name, chosen or split, input_shape)
@@ -82,7 +95,20 @@ def open_inputs(
     raise FileNotFoundError(f"{text!r} is neither a file or folder nor a data set ({known})")
 
 
-def _open_file(path: Path, key: str | None, input_shape: InputShape | None, resize: bool) -> Inputs:
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name, without such a user
+        return Path(text)
+
+
+def _open_file(
+    path: Path,
+    key: str | None,
+    input_shape: InputShape | None,
+    resize: bool,
+    skip_unreadable: bool,
+) -> Inputs:
     kind = path.suffix.lower()
     if key is not None and kind != ".npz":
         raise ValueError(f"{path}: only a .npz file takes a key, got {key!r}")
@@ -91,7 +117,7 @@ def _open_file(path: Path, key: str | None, input_shape: InputShape | None, resi
     if kind == ".npz":
         return NpzInputs(path, key, input_shape)
     if kind in EXTENSIONS:
-        return FolderInputs(path, input_shape, resize=resize)
+        return FolderInputs(path, input_shape, resize=resize, skip_unreadable=skip_unreadable)
     known = ", ".join((".npy", ".npz", *EXTENSIONS))
     raise ValueError(f"{path}: the file must be one of {known}, got {kind or 'no extension'!r}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,8 +17,8 @@ class NpyInputs(Inputs):
 
     def __init__(self, path: Path, input_shape: InputShape | None) -> None:
         try:
-            self._array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            self._array = np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # damaged headers raise many types
             raise ValueError(f"{path} cannot be read as a .npy array: {error}") from error
         super().__init__(
             str(path),
@@ -39,14 +38,14 @@ class NpzInputs(Inputs):
     def __init__(self, path: Path, key: str | None, input_shape: InputShape | None) -> None:
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # damaged archives raise many types
             raise ValueError(f"{path} cannot be read as a .npz file: {error}") from error
         self._member = _choose(path, self._archive, key)
         name = f"{path}:{self._member.removesuffix('.npy')}"
         try:
             with self._archive.open(self._member) as stream:
                 shape, fortran, self._dtype = _header(stream)
-        except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except Exception as error:  # damaged, encrypted, or of a compression that Python lacks
             raise ValueError(f"{name} cannot be read as an array: {error}") from error
         if self._dtype.hasobject:
             raise ValueError(f"{name} must be uint8 or floating point, got Python objects")
@@ -61,13 +60,15 @@ class NpzInputs(Inputs):
         self._position = 0
 
     def read(self, start: int, stop: int) -> Batch:
-        if self._stream is None or start != self._position:
-            self._rewind(start)
-        assert self._stream is not None
         row_bytes = self._dtype.itemsize * math.prod(self._row_shape)
         try:
+            if self._stream is None or start != self._position:
+                self._rewind(start)
+            assert self._stream is not None
             raw = self._stream.read((stop - start) * row_bytes)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # each way to compress has errors of its own
             raise ValueError(f"{self.name} is damaged: {error}") from error
         if len(raw) != (stop - start) * row_bytes:
             raise ValueError(f"{self.name} is truncated: it ends before image {stop - 1}")
@@ -109,4 +110,6 @@ def _choose(path: Path, archive: zipfile.ZipFile, key: str | None) -> str:
 def _length(name: str, shape: tuple[int, ...]) -> int:
     if not shape:
         raise ValueError(f"{name} must hold images, got a single number")
+    if min(shape) < 0:
+        raise ValueError(f"{name} has a damaged header: its shape is {shape}")
     return shape[0]

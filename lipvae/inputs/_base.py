@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +20,23 @@ from lipvae._validate import check_count
 InputShape = tuple[int, int, int]
 
 
+class UnreadableError(ValueError):
+    """An image, or every image of an input, cannot be read as one that the model takes."""
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""A file's name as text: bytes that are not UTF-8 are escaped, as in ``bad\xff.png``."""
+    # Python reads such a byte b as the surrogate 0xdc00 + b.
+    return re.sub("[\udc80-\udcff]", lambda byte: rf"\x{ord(byte[0]) - 0xDC00:x}", os.fspath(name))
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some images.
 
     Attributes:
-        ids: what each image is called: its index, or its file's name.
+        ids: what each image is called: its index, or its file's name. Bytes of a name that are not
+            UTF-8 are escaped.
         images: float32 [B, C, H, W] in [0, 1].
     """
 
@@ -35,17 +48,18 @@ class Inputs(ABC):
     """Images that are read in batches.
 
     Attributes:
-        name: where they come from, for messages and tables.
+        name: where they come from, for messages and tables, escaped like ids.
         shape: (C, H, W).
         skipped: why each image was left out that could not be read, as far as reading has come.
     """
 
     def __init__(self, name: str, count: int, shape: InputShape) -> None:
+        self.name = printable(name)
         if count == 0:
-            raise ValueError(f"{name} holds no images")
-        self.name = name
+            raise ValueError(f"{self.name} holds no images")
         self.shape = shape
         self.skipped: list[str] = []
+        self._passed_over: list[str] = []  # before any image was read
         self._count = count
 
     def __len__(self) -> int:
@@ -64,18 +78,18 @@ class Inputs(ABC):
         """Yields the images in order, up to `size` at a time.
 
         Raises:
-            ValueError: at the end, if none could be read.
+            UnreadableError: at the end, if none could be read.
         """
         check_count("size", size)
         some = False
-        self.skipped.clear()
+        self.skipped[:] = self._passed_over
         for start in range(0, self._count, size):
             batch = self.read(start, min(start + size, self._count))
             if batch.ids:
                 some = True
                 yield batch
         if not some:
-            raise ValueError(f"{self.name} holds no image that can be read: {self.skipped[0]}")
+            raise UnreadableError(f"{self.name} holds no image that can be read: {self.skipped[0]}")
 
 
 def match_layout(name: str, shape: tuple[int, ...], wanted: InputShape | None) -> InputShape:

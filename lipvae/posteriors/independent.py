@@ -39,6 +39,9 @@ def fit_ensemble(
     Returns:
         The ensemble, and each member's history.
 
+    Raises:
+        TypeError, ValueError: for arguments that do not fit: the last seed is below 2**64.
+
     Source: Lakshminarayanan, Pritzel & Blundell 2017; for generative models Choi, Jang & Alemi
     2018, "WAIC, but Why?".
 
@@ -53,6 +56,8 @@ def fit_ensemble(
     """
     check_count("size", size)
     check_count("seed", seed, 0)
+    if seed + size > 2**64:
+        raise ValueError(f"seed + size - 1 must be below 2**64, got seed {seed}, size {size}")
     models, histories = [], []
     for s in range(size):
         with torch.random.fork_rng(devices=[]):

@@ -17,10 +17,37 @@ from lipvae.scores import SCORES
 _INLIER = "#7f7f7f"
 _OUTLIERS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _BINS = 40
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def check_picture(name: str, path: str | os.PathLike[str]) -> None:
+    """Before long work: what :func:`draw_histograms` refuses.
+
+    Args:
+        name: of the argument, for messages.
+        path: of the picture.
+
+    Raises:
+        ValueError: for another ending than .png, .pdf or .svg.
+        ModuleNotFoundError: without matplotlib, saying how to install it.
+    """
+    if Path(path).suffix.lower() not in PICTURES:
+        raise ValueError(f"{name} must end in {', '.join(PICTURES)}, got {os.fspath(path)!r}")
+    _figure_class()
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure  # no pyplot: no display and no global state
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "histograms need matplotlib: pip install 'lipvae[plot]' (or pip install matplotlib)"
+        ) from error
+    return Figure
 
 
 def draw_histograms(evaluation: Evaluation, path: str | os.PathLike[str], title: str = "") -> Path:
-    """Draws one panel a score, with the inliers and every outlier set, to a PNG file.
+    """Draws one panel a score, with the inliers and every outlier set, to a file.
 
     Each histogram is scaled to the same height, so that a narrow set does not flatten the others.
     A panel spans the 0.5th to the 99.5th percentile of each set; what lies outside is counted in
@@ -29,37 +56,37 @@ def draw_histograms(evaluation: Evaluation, path: str | os.PathLike[str], title:
 
     Args:
         evaluation: the scores.
-        path: of the PNG file; its folder must exist.
+        path: of the .png, .pdf or .svg file; its folder must exist.
         title: above the panels.
 
     Returns:
         The path.
 
     Raises:
+        ValueError: for another ending of the path.
         ModuleNotFoundError: without matplotlib, saying how to install it.
     """
-    try:
-        from matplotlib.figure import Figure  # no pyplot: no display and no global state
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "histograms need matplotlib: pip install 'lipvae[plot]' (or pip install matplotlib)"
-        ) from error
+    check_picture("path", path)
     names = list(evaluation.inliers)
     # One more cell than scores: the last holds the legend.
     columns = min(len(names) + 1, 4)
     rows = math.ceil((len(names) + 1) / columns)
-    figure = Figure(figsize=(3.4 * columns, 2.5 * rows + 0.6), layout="constrained")
+    figure = _figure_class()(figsize=(3.4 * columns, 2.5 * rows + 0.6), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, name in zip(axes, names, strict=False):
         sets = [(evaluation.inlier_name, evaluation.inliers[name])]
         sets += [(label, scores[name]) for label, scores in evaluation.outliers.items()]
+        # matplotlib leaves labels that start with _ out of the legend.
+        sets = [(f" {label}" if label.startswith("_") else label, score) for label, score in sets]
         _panel(axis, [(label, score.numpy()) for label, score in sets])
         axis.set_title(SCORES[name].title if name in SCORES else name, fontsize=11)
     for axis in axes[len(names) :]:
         axis.axis("off")
     handles, labels = axes[0].get_legend_handles_labels()
-    axes[len(names)].legend(handles, labels, loc="center left", frameon=False, fontsize=10)
-    figure.suptitle(title, fontsize=12)
+    legend = axes[len(names)].legend(handles, labels, loc="center left", frameon=False, fontsize=10)
+    # Dollars in names are not mathematics.
+    for text in (*legend.get_texts(), figure.suptitle(title, fontsize=12)):
+        text.set_parse_math(False)
     figure.supxlabel("score: higher is more out-of-distribution", fontsize=10)
     path = Path(path)
     figure.savefig(path, dpi=130)

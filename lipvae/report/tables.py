@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from lipvae.nn import Certificate
@@ -12,8 +13,9 @@ from lipvae.scores import SCORES
 
 def metrics_table(evaluation: Evaluation, title: str) -> Table:
     """AUROC, both AUPRCs and FPR80 of every score against every outlier set, in percent."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.caption = (
+    # Text, since brackets in names are not markup.
+    table = Table(title=Text(title), title_justify="left", caption_justify="left")
+    table.caption = Text(
         f"Inliers: {evaluation.inlier_name}. Per cent; a score is higher for outliers. AUPRC has "
         "the outliers as the positive class, AUPRC(in) the inliers. FPR80: inliers flagged where "
         "80% of the outliers are."
@@ -26,7 +28,7 @@ def metrics_table(evaluation: Evaluation, title: str) -> Table:
         for row, (score, found) in enumerate(by_score.items()):
             values = (found.auroc, found.auprc, found.auprc_inlier, found.fpr80)
             table.add_row(
-                "" if row else name,
+                Text("" if row else name),
                 SCORES[score].title if score in SCORES else score,
                 *(f"{100 * value:.2f}" for value in values),
             )
@@ -67,5 +69,5 @@ def latent_table(certificate: Certificate, means: dict[str, Tensor]) -> Table:
         y = mean.detach().to(centre)
         rows[f"observed: {name}"] = (y.min(), y.max(), (y - centre).abs().max())
     for name, values in rows.items():
-        table.add_row(name, *(f"{float(value):.4f}" for value in values))
+        table.add_row(Text(name), *(f"{float(value):.4f}" for value in values))
     return table
