@@ -1017,3 +1017,20 @@ def test_the_whole_demo_tells_photographs_from_digits(tmp_path: Path) -> None:
     block = text[text.index("photograph patches") : text.index("near-black")]
     auroc = float(block.splitlines()[0].split("│")[3])
     assert auroc > 95
+
+
+def test_num_draws_counts_the_models_of_an_ensemble(tmp_path: Path) -> None:
+    models = [lipvae.VAE((1, 8, 8), 2, "fc", (8,)).eval() for _ in range(9)]
+    lipvae.save(lipvae.Ensemble(models), tmp_path / "nine")
+    lipvae.save(models[0], tmp_path / "one")
+    arguments = ["-i", "digits:test", "-u", "digits:train", "--limit", 9, "--num-samples", 4]
+    for options, draws in (([], 9), (["--num-draws", 3], 3)):
+        found = run("evaluate", tmp_path / "nine", *arguments, *options, "--json", "-").stdout
+        assert json.loads(found)["num_draws"] == draws
+    assert "S = 3" in run("evaluate", tmp_path / "nine", *arguments, "--num-draws", 3).stdout
+    found = run("evaluate", tmp_path / "one", *arguments, "--json", "-").stdout
+    assert json.loads(found)["num_draws"] is None
+    text = refused("score", tmp_path / "one", "digits", "--num-draws", 3)
+    assert "--num-draws is for an ensemble or a Bayesian model, got a single model" in text
+    text = refused("score", tmp_path / "nine", "digits", "--num-draws", 10)
+    assert "num_draws must be at most the 9 models of the ensemble, got 10" in text

@@ -1,4 +1,4 @@
-"""What the commands share: options, the console, errors and progress."""
+"""What the commands share: the console, errors, progress, and the scorer of the options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import typer
@@ -20,7 +20,7 @@ import lipvae
 from lipvae._decoder_dtype import DECODER_DTYPES
 from lipvae.data import DataUnavailableError
 from lipvae.inputs import Batch, Inputs, printable, read_all
-from lipvae.models import VAE, Ensemble
+from lipvae.models import VAE, BayesianVAE, Ensemble
 from lipvae.persistence import load
 from lipvae.scores import ALL, SCORES
 from lipvae.scoring import NOISES, Scorer
@@ -36,103 +36,6 @@ _USER_ERRORS = (
     DivergenceError,
     ModuleNotFoundError,
 )
-
-# The last seed that torch's generators take.
-MAX_SEED = 2**64 - 1
-
-Device = Annotated[
-    str,
-    typer.Option(
-        help="Where to compute: cpu, cuda, cuda:1, ..., or auto (a GPU if there is one).",
-        rich_help_panel="Computing",
-    ),
-]
-Seed = Annotated[
-    int,
-    typer.Option(min=0, max=MAX_SEED, help="Of all random numbers.", rich_help_panel="Computing"),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        "-q",
-        help="No progress bars and no remarks, only results. Files that --skip-unreadable leaves "
-        "out are named all the same: their images have no result.",
-    ),
-]
-ScoreNames = Annotated[
-    str | None,
-    typer.Option(
-        "--scores",
-        help=f"Scores to compute, separated by commas: {', '.join(SCORES)}; or all. "
-        "By default those of one pass over the samples.",
-        rich_help_panel="Scores",
-    ),
-]
-NumSamples = Annotated[
-    int,
-    typer.Option(
-        min=1, help="Latent samples K of each image: more is steadier.", rich_help_panel="Scores"
-    ),
-]
-Refine = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        help="Steps by which each image's latent mean goes up its own ELBO before it is sampled: "
-        "slower, and another score.",
-        rich_help_panel="Scores",
-    ),
-]
-Noise = Annotated[
-    str,
-    typer.Option(
-        help="independent samples, or sobol: evenly spread, for scores that hang less on the seed.",
-        rich_help_panel="Scores",
-    ),
-]
-DecoderDtype = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Round the decoder to {' or '.join(DECODER_DTYPES)}, where the hardware is faster "
-        "with it. By default it keeps the model's precision.",
-        rich_help_panel="Computing",
-    ),
-]
-BatchSize = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        help="Images in memory at once. On a CPU no score but likelihood_regret depends on it.",
-        rich_help_panel="Computing",
-    ),
-]
-CalibrationImages = Annotated[
-    str | None,
-    typer.Option(
-        "--calibrate",
-        help="Training images, for scores that compare with them, which --scores has to name: "
-        f"{', '.join(score.name for score in SCORES.values() if score.calibrated)}; or all.",
-        rich_help_panel="Scores",
-    ),
-]
-Split = Annotated[str, typer.Option(help="Split of data sets that are named without one.")]
-Resize = Annotated[
-    bool,
-    typer.Option(
-        "--resize",
-        help="Scale image files to the model's size (fit: to the first image's) instead of "
-        "refusing those of another size.",
-    ),
-]
-SkipUnreadable = Annotated[
-    bool,
-    typer.Option(
-        "--skip-unreadable",
-        help="Leave out image files and folders that cannot be read, and name them, instead of "
-        "stopping: damaged files, and those of another size unless they are resized.",
-    ),
-]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -258,6 +161,7 @@ def make_scorer(
     refine: int = 0,
     noise: str = "independent",
     decoder_dtype: str | None = None,
+    num_draws: int | None = None,
 ) -> Scorer:
     """The scorer of the options.
 
@@ -271,7 +175,10 @@ def make_scorer(
         refine: the option --refine.
         noise: the option --noise.
         decoder_dtype: the option --decoder-dtype.
+        num_draws: the option --num-draws.
     """
+    if num_draws is not None and not isinstance(model, Ensemble | BayesianVAE):
+        raise ValueError("--num-draws is for an ensemble or a Bayesian model, got a single model")
     if noise not in NOISES:
         raise ValueError(f"--noise must be {' or '.join(NOISES)}, got {noise!r}")
     if decoder_dtype is not None and decoder_dtype not in DECODER_DTYPES:
@@ -284,7 +191,7 @@ def make_scorer(
         scores = ALL if scores == [ALL] else scores
     options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "refine": refine}
     options["batch_size"] = min(batch_size, 64)
-    options["noise"] = noise
+    options["noise"], options["num_draws"] = noise, num_draws
     options["decoder_dtype"] = None if decoder_dtype is None else DECODER_DTYPES[decoder_dtype]
     scorer = Scorer(model, scores, **options)
     if training is not None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lipvae import data
 from lipvae.cli import _common as common
+from lipvae.cli import _options as options
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,7 +53,7 @@ def fetch(
             "$LIPVAE_DATA_SOURCES."
         ),
     ] = None,
-    quiet: common.Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make data sets available on this machine, and check every file.
 

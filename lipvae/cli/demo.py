@@ -16,6 +16,7 @@ from torch import Tensor
 import lipvae
 from lipvae import data as sets
 from lipvae.cli import _common as common
+from lipvae.cli import _options as options
 from lipvae.cli._outputs import check_folder
 from lipvae.models import LipschitzVAE
 from lipvae.report import draw_histograms, evaluate, latent_table, metrics_table
@@ -100,10 +101,10 @@ def demo(
         str, typer.Option(help="digits (no download) or fashion-mnist (fetched).")
     ] = "digits",
     out: Annotated[Path, typer.Option(help="Folder for the model and the picture.")] = Path("out"),
-    num_samples: common.NumSamples = 128,
-    seed: common.Seed = 0,
-    device: common.Device = "auto",
-    quiet: common.Quiet = False,
+    num_samples: options.NumSamples = 128,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a Lipschitz VAE on real images and show what its scores tell from them.
 

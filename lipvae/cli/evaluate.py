@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from lipvae.cli import _common as common
+from lipvae.cli import _options as options
 from lipvae.cli._outputs import check_file
 from lipvae.inputs import open_inputs, printable
+from lipvae.models import BayesianVAE, Ensemble
 from lipvae.report import check_picture, draw_histograms, metrics_table
 from lipvae.report import evaluate as compare
 from lipvae.scoring import Scorer
@@ -37,19 +39,20 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take at most so many images of each set.")
     ] = None,
-    scores: common.ScoreNames = None,
-    num_samples: common.NumSamples = 128,
-    refine: common.Refine = 0,
-    noise: common.Noise = "independent",
-    calibrate: common.CalibrationImages = None,
-    split: common.Split = "test",
-    resize: common.Resize = False,
-    skip_unreadable: common.SkipUnreadable = False,
-    seed: common.Seed = 0,
-    device: common.Device = "auto",
-    batch_size: common.BatchSize = 256,
-    decoder_dtype: common.DecoderDtype = None,
-    quiet: common.Quiet = False,
+    scores: options.ScoreNames = None,
+    num_samples: options.NumSamples = 128,
+    num_draws: options.NumDraws = None,
+    refine: options.Refine = 0,
+    noise: options.Noise = "independent",
+    calibrate: options.CalibrationImages = None,
+    split: options.Split = "test",
+    resize: options.Resize = False,
+    skip_unreadable: options.SkipUnreadable = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 256,
+    decoder_dtype: options.DecoderDtype = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure how well each score tells outliers from inliers.
 
@@ -78,7 +81,16 @@ def evaluate(
     if repeated:
         raise ValueError(f"--inliers and --outliers must differ, got {', '.join(repeated)} twice")
     scorer = common.make_scorer(
-        loaded, scores, num_samples, seed, batch_size, training, refine, noise, decoder_dtype
+        loaded,
+        scores,
+        num_samples,
+        seed,
+        batch_size,
+        training,
+        refine,
+        noise,
+        decoder_dtype,
+        num_draws,
     )
     for source in (inner, *outer):
         source.limit(limit)
@@ -93,6 +105,7 @@ def evaluate(
         **found.to_dict(),
     }
     title = f"{type(loaded).__name__}, K = {num_samples}"
+    title += f", S = {content['num_draws']}" if content["num_draws"] else ""
     title += f", refine = {refine}" if refine else ""
     title += f", {noise} noise" if noise != "independent" else ""
     title += f", decoder in {decoder_dtype}" if decoder_dtype else ""
@@ -110,10 +123,12 @@ def evaluate(
 
 def describe(scorer: Scorer) -> dict[str, Any]:
     """What the numbers depend on, for JSON."""
+    drawn = isinstance(scorer.model, Ensemble | BayesianVAE)
     return {
         "class": type(scorer.model).__name__,
         "config": getattr(scorer.model, "config", None),
         "num_samples": scorer.num_samples,
+        "num_draws": scorer.num_draws if drawn else None,
         "seed": scorer.seed,
         "refine": scorer.refine,
         "noise": scorer.noise,

@@ -13,6 +13,7 @@ import typer
 import lipvae
 from lipvae import data as sets
 from lipvae.cli import _common as common
+from lipvae.cli import _options as options
 from lipvae.cli._outputs import check_folder
 from lipvae.inputs import open_inputs, printable, read_all
 from lipvae.models import VAE, BayesianVAE, Ensemble, HypersphericalVAE, LipschitzVAE
@@ -120,17 +121,17 @@ def fit(
         float,
         typer.Option(min=0, max=0.9, help="Fraction held out.", rich_help_panel=_TRAINING),
     ] = 0.05,
-    resize: common.Resize = False,
-    skip_unreadable: common.SkipUnreadable = False,
+    resize: options.Resize = False,
+    skip_unreadable: options.SkipUnreadable = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the model in the folder.")
     ] = False,
-    seed: common.Seed = 0,
-    device: common.Device = "auto",
-    quiet: common.Quiet = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a model on images of the inlier kind.
 
@@ -151,7 +152,7 @@ def fit(
     if (out / common.MODEL_FILE).exists() and not (resume or overwrite):
         raise ValueError(f"--out: {out} holds a model already; add --resume or --overwrite")
     check_folder("--out", out)
-    if seed + members - 1 > common.MAX_SEED:
+    if seed + members - 1 > options.MAX_SEED:
         raise ValueError(
             f"--seed must leave a seed below 2**64 for each of {members} members, got {seed}"
         )
@@ -183,7 +184,7 @@ def fit(
     torch.manual_seed(seed)
     model_0 = make()
     done: list[int] = []
-    options: dict[str, Any] = {
+    training: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
@@ -205,9 +206,9 @@ def fit(
     trained: VAE | Ensemble
     try:
         if members == 1:
-            trained, histories = model_0, [lipvae.fit(model_0, images, **options)]
+            trained, histories = model_0, [lipvae.fit(model_0, images, **training)]
         else:
-            trained, histories = fit_ensemble(make, images, size=members, **options)
+            trained, histories = fit_ensemble(make, images, size=members, **training)
     except KeyboardInterrupt:
         if first.is_file():
             common.say("stopped; go on by the same command and --resume", stderr=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lipvae.cli import _common as common
+from lipvae.cli import _options as options
 from lipvae.experiments import EXPERIMENTS, FULL, QUICK, Images, Runner, parse_pairs
 from lipvae.experiments import reproduce as run
 from lipvae.experiments.plots import have_matplotlib
@@ -53,8 +54,8 @@ def reproduce(
     root: Annotated[
         Path | None, typer.Option(help="A folder with data sets. Default: $LIPVAE_DATA.")
     ] = None,
-    device: common.Device = "auto",
-    quiet: common.Quiet = False,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
 ) -> None:
     """Rebuild the paper's tables and figures, beside the paper's own figures.
 
@@ -74,9 +75,9 @@ def reproduce(
     console = common.console()
     budget = (QUICK if quick else FULL).override(epochs, images, num_samples)
     chosen = None if pairs is None else parse_pairs(pairs, ())
-    options = {"--seeds": seeds, "--pairs": pairs, "--epochs": epochs, "--images": images}
-    options["--num-samples"] = num_samples
-    words = [f"{name} {value}" for name, value in options.items() if value is not None]
+    given = {"--seeds": seeds, "--pairs": pairs, "--epochs": epochs, "--images": images}
+    given["--num-samples"] = num_samples
+    words = [f"{name} {value}" for name, value in given.items() if value is not None]
     command = " ".join(["lipvae reproduce", target, *(["--quick"] if quick else []), *words])
     runner = Runner(
         out,

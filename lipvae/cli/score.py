@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lipvae.cli import _common as common
+from lipvae.cli import _options as options
 from lipvae.cli._writers import check_out, open_writer
 from lipvae.conformal import p_values
 from lipvae.inputs import UnreadableError, open_inputs
@@ -32,11 +33,12 @@ def score(
         Path | None,
         typer.Option("--out", "-o", help="A .csv or .parquet file. CSV to stdout by default."),
     ] = None,
-    scores: common.ScoreNames = None,
-    num_samples: common.NumSamples = 128,
-    refine: common.Refine = 0,
-    noise: common.Noise = "independent",
-    calibrate: common.CalibrationImages = None,
+    scores: options.ScoreNames = None,
+    num_samples: options.NumSamples = 128,
+    num_draws: options.NumDraws = None,
+    refine: options.Refine = 0,
+    noise: options.Noise = "independent",
+    calibrate: options.CalibrationImages = None,
     inliers: Annotated[
         str | None,
         typer.Option(
@@ -46,14 +48,14 @@ def score(
             rich_help_panel="Scores",
         ),
     ] = None,
-    split: common.Split = "test",
-    resize: common.Resize = False,
-    skip_unreadable: common.SkipUnreadable = False,
-    seed: common.Seed = 0,
-    device: common.Device = "auto",
-    batch_size: common.BatchSize = 256,
-    decoder_dtype: common.DecoderDtype = None,
-    quiet: common.Quiet = False,
+    split: options.Split = "test",
+    resize: options.Resize = False,
+    skip_unreadable: options.SkipUnreadable = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 256,
+    decoder_dtype: options.DecoderDtype = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Score images: one row each, higher is more out-of-distribution.
 
@@ -77,7 +79,16 @@ def score(
     training = None if calibrate is None else reading(calibrate, split="train")
     held_out = None if inliers is None else reading(inliers)
     scorer = common.make_scorer(
-        loaded, scores, num_samples, seed, batch_size, training, refine, noise, decoder_dtype
+        loaded,
+        scores,
+        num_samples,
+        seed,
+        batch_size,
+        training,
+        refine,
+        noise,
+        decoder_dtype,
+        num_draws,
     )
     passing = {}
     if held_out is not None:
