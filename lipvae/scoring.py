@@ -75,7 +75,8 @@ class Scorer:
 
     Weights are projected, and on a CPU rearranged, by the first call and kept for the next ones
     until the model's weights change, which torch counts. It does not see changes that are made
-    through ``weight.data``: after those, make another scorer.
+    through ``weight.data``: after those, make another scorer. Threads may share a scorer, and
+    weights may be replaced while it runs: a call that begins afterwards has the new ones.
 
     An encoder serves all inputs and fits none of them best. With `refine` steps of natural
     gradient each input's mean first goes up its own ELBO, and the scores are those of the posterior
