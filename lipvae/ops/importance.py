@@ -85,7 +85,7 @@ def _op(parameters: Tensor, target: Tensor, family: str) -> Tensor:
 
 @torch.library.custom_op("lipvae::importance_backward", mutates_args=())
 def _op_backward(grad: Tensor, parameters: Tensor, target: Tensor, family: str) -> Tensor:
-    return backward(grad, parameters, target, family)
+    return backward(grad, parameters, target, family).contiguous()
 
 
 @_op.register_fake

@@ -170,7 +170,7 @@ def _by_image(
 
 @torch.library.custom_op("lipvae::importance_linear", mutates_args=())
 def _op(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, family: str) -> Tensor:
-    return forward(hidden, weight, bias, target, family)
+    return forward(hidden, weight, bias, target, family).contiguous()
 
 
 @_op.register_fake

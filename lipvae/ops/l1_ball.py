@@ -42,7 +42,9 @@ def forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor,
     if backend == "triton":
         return kernel_module("l1_ball").l1_ball_forward(weight, radius, warm)
     threshold = reference.l1_ball_threshold(weight, radius)
-    return reference.project_l1_ball(weight, radius).clone(), threshold
+    return reference.project_l1_ball(weight, radius).clone(
+        memory_format=torch.contiguous_format
+    ), threshold
 
 
 def cpp_forward(weight: Tensor, radius: float, warm: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -106,7 +108,8 @@ def _reference_backward(grad: Tensor, weight: Tensor, threshold: Tensor) -> Tens
     active = weight.abs() > tau
     sign = torch.where(active, weight.sign(), torch.zeros_like(weight))
     mean = (sign * grad).sum(-1, keepdim=True) / active.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(tau > 0, torch.where(active, grad - sign * mean, 0.0), grad)
+    found = torch.where(tau > 0, torch.where(active, grad - sign * mean, 0.0), grad)
+    return found.contiguous()
 
 
 @torch.library.custom_op("lipvae::l1_ball", mutates_args=())

@@ -104,7 +104,8 @@ def _op(
 def _op_backward(
     grad: Tensor, grad_t: Tensor, loc: Tensor, concentration: Tensor, x: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return backward(grad, grad_t, loc, concentration, x, t)
+    by_loc, by_concentration = backward(grad, grad_t, loc, concentration, x, t)
+    return by_loc.contiguous(), by_concentration.contiguous()
 
 
 @_op.register_fake
@@ -122,7 +123,11 @@ def _(
 def _(
     grad: Tensor, grad_t: Tensor, loc: Tensor, concentration: Tensor, x: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(loc), torch.empty_like(concentration)
+    contiguous = torch.contiguous_format
+    return (
+        torch.empty_like(loc, memory_format=contiguous),
+        torch.empty_like(concentration, memory_format=contiguous),
+    )
 
 
 def _op_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
