@@ -25,6 +25,8 @@ Role = Literal["ours", "peer", "limit"]
 
 # Below this a call is repeated inside one sample: the clock and the loop cost about 0.1 us.
 SAMPLE_SECONDS = 5e-4
+# A GPU idles until Python has reached the first launch, some 30 us.
+GPU_SAMPLE_SECONDS = 5e-3
 # A provider slower than this does not gain from an untimed call that brings its data back to cache.
 REHEAT_SECONDS = 5e-3
 
@@ -193,6 +195,7 @@ def measure(
     budget: Budget,
     timer: Callable[[Callable[[], Any], int], float],
     seed: int = 0,
+    sample_seconds: float = SAMPLE_SECONDS,
 ) -> dict[str, Timing]:
     """Times the providers interleaved.
 
@@ -201,6 +204,7 @@ def measure(
         budget: time and rounds.
         timer: seconds a call, given a callable and a number of calls.
         seed: of the order within a round.
+        sample_seconds: below this a call is repeated inside one sample.
 
     Returns:
         Timings by name.
@@ -214,7 +218,7 @@ def measure(
             once = timer(provider.run, 1)
             if once < REHEAT_SECONDS:
                 once = min(once, timer(provider.run, 1))
-            calls = max(1, round(SAMPLE_SECONDS / max(once, 1e-9)))
+            calls = max(1, round(sample_seconds / max(once, 1e-9)))
             reheat[provider.name] = once < REHEAT_SECONDS
             cost = once * (calls + reheat[provider.name])
             rounds = int(share / max(cost, 1e-9))
@@ -280,7 +284,11 @@ def run_case(case: Case, budget: Budget, device: str) -> list[dict[str, Any]]:
     cuda = device == "cuda"
     if cuda:
         providers = _with_graphs(providers, case.skipped)
-    timings = measure(providers, budget, CudaTimer() if cuda else CpuTimer())
+    timings = (
+        measure(providers, budget, CudaTimer(), sample_seconds=GPU_SAMPLE_SECONDS)
+        if cuda
+        else measure(providers, budget, CpuTimer())
+    )
     limits = [p.name for p in providers if p.role == "limit"]
     ours = [p.name for p in providers if p.role == "ours"]
     rows = []

@@ -60,10 +60,11 @@ def _variant(
 
 
 def _l1_ball() -> Iterator[Variant]:
-    for cols in (32, 784, 1000, 4096, 8192, 16384, 65536):
+    for cols in (32, 100, 784, 1000, 1001, 4096, 8192, 16384, 65536):
         for dtype in ("fp32", "bf16"):
             p = "*" + dtype
-            config = l1_ball.row_config(cols)
+            config = {**l1_ball.row_config(cols), "ALIGN": l1_ball.row_alignment(cols)}
+            whole = cols % 16 == 0
             forward = {
                 "weight_ptr": p,
                 "warm_ptr": "*fp64",
@@ -75,7 +76,6 @@ def _l1_ball() -> Iterator[Variant]:
             }
             flags = {"PROJECT": True, "BY_THRESHOLD": False}
             name = f"l1_ball forward, {cols} columns, {dtype}"
-            whole = cols % 16 == 0
             yield _variant(name, l1_ball.project_rows, forward, {**config, **flags}, whole)
             backward = {
                 "grad_ptr": "*fp32",
@@ -88,6 +88,7 @@ def _l1_ball() -> Iterator[Variant]:
             yield _variant(name, l1_ball.project_rows_backward, backward, config, whole)
     types = {"weight_ptr": "*fp32", "threshold_ptr": "*fp64", "projected_ptr": "*fp32"}
     constants = {name: l1_ball.row_config(4096)[name] for name in ("CHUNK", "num_warps")}
+    constants["ALIGN"] = l1_ball.row_alignment(4096)
     name = "l1_ball by known thresholds, 4096 columns, fp32"
     yield _variant(name, l1_ball.shrink_rows, {**types, "cols": "i32"}, constants)
 
@@ -154,34 +155,45 @@ def _lipschitz_linear(family: str) -> Iterator[Variant]:
             choices = (True,) if kind == "ieee" else (False, True)
             for projecting in (False,) if product == "grad_weight" else choices:
                 for tile in tiles(product, kind, family, projecting=projecting):
-                    for alignment, even, group in _layouts(kind):
-                        fixed: dict[str, Any] = {"PRECISION": precision, "EVEN": even}
+                    for alignment, even in _layouts(kind):
                         label = ", projecting" * projecting + _raggedness(alignment, even)
-                        if product == "forward":
-                            network = group_sort.NETWORKS.get(group, ())
-                            fixed |= {"GROUP": group, "NETWORK": network}
-                            fixed |= {"BIAS": True, "RECORD": group > 1}
-                            label += f", g={group}"
+                        fixed: dict[str, Any] = {"PRECISION": precision, "EVEN": even}
+                        fixed["ALIGN_COLS"] = alignment
                         if product == "grad_weight":
                             fixed |= {"BIAS": True, "ALIGN_ROWS": alignment}
                         else:
                             fixed |= {"PROJECT": projecting, "ALIGN_INNER": alignment}
-                        fixed["ALIGN_COLS"] = alignment
-                        yield _variant(
-                            f"lipschitz_linear {product}, {_describe(tile, kind)}{label}",
-                            KERNELS[product],
-                            {**pointers, **sizes},
-                            {**fixed, **tile.keywords()},
-                        )
+                        for epilogue, says in _epilogues(product, tile, even):
+                            yield _variant(
+                                f"lipschitz_linear {product}, {_describe(tile, kind)}{label}{says}",
+                                KERNELS[product],
+                                {**pointers, **sizes},
+                                {**fixed, **epilogue, **tile.keywords()},
+                            )
 
 
-def _layouts(kind: str) -> tuple[tuple[int, bool, int], ...]:
-    """Entries that divide a row, whether the inner tile does, and a group size.
+def _layouts(kind: str) -> tuple[tuple[int, bool], ...]:
+    """Entries that divide a row, and whether the inner tile does.
 
     A ragged row takes masks, and one of whole 8 bytes more and shorter copies: both take registers.
     """
     entries = 8 if kind == "half" else 4
-    return (entries, True, 2), (entries, False, 8), (entries // 2, False, 1)
+    return (entries, True), (entries, False), (entries // 2, False)
+
+
+def _epilogues(product: str, tile: Tile, even: bool) -> Iterator[tuple[dict[str, Any], str]]:
+    """What is done with a finished tile of the layer: constants and a label."""
+    if product != "forward":
+        yield {}, ""
+        return
+    every = ((1, True, False), (2, True, True), (2, True, False), (2, False, True), (4, True, True))
+    for group, bias, record in every if even else ((1, True, False), (8, True, True)):
+        if tile.cols % (8 * group) or (tile.rows == 256 and group > 2):
+            continue
+        constants = {"GROUP": group, "NETWORK": group_sort.NETWORKS.get(group, ())}
+        constants |= {"BIAS": bias, "RECORD": record}
+        says = ", no bias" * (not bias) + ", recording" * record
+        yield constants, f", g={group}{says}"
 
 
 def _raggedness(alignment: int, even: bool) -> str:
@@ -247,7 +259,7 @@ def _importance_linear(architecture: str) -> Iterator[Variant]:
             if count == 256:
                 kernel = importance_linear.linear_log_likelihood_categorical
                 fixed = {"PIXELS": importance_linear.CATEGORICAL_PIXELS}
-            for alignment, even, _ in _layouts(kind):
+            for alignment, even in _layouts(kind):
                 ragged = _raggedness(alignment, even)
                 layout: dict[str, Any] = {"EVEN": even, "ALIGN_INNER": alignment}
                 if count != 256:  # targets are float32: 784 pixels, or any number

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lipvae._alignment import aligned
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Contraction of a product and a sum into one operation is asked for in every launch, because the
@@ -42,7 +44,7 @@ INTERPRETED = tl.constexpr(not isinstance(dot, triton.JITFunction))
 
 
 def check_operand(name: str, value: object, dim: int | None = None) -> Tensor:
-    """Requires a float32, float16 or bfloat16 tensor where kernels run; returns it contiguous."""
+    """Requires a float32, float16 or bfloat16 tensor where kernels run; returns it aligned."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
@@ -51,7 +53,7 @@ def check_operand(name: str, value: object, dim: int | None = None) -> Tensor:
 
 
 def check_doubles(name: str, value: object, dim: int | None = None) -> Tensor:
-    """Requires a float64 tensor where kernels run; returns it contiguous."""
+    """Requires a float64 tensor where kernels run; returns it aligned."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype != torch.float64:
@@ -64,13 +66,13 @@ def _placed(name: str, value: Tensor, dim: int | None) -> Tensor:
         raise ValueError(f"{name} must be on a CUDA or ROCm device, got {value.device}")
     if dim is not None and value.dim() != dim:
         raise ValueError(f"{name} must have {dim} dimensions, got shape {tuple(value.shape)}")
-    return value.contiguous()
+    return aligned(value)
 
 
 def check_companion(
     name: str, value: object, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Requires a tensor of this shape on `like`'s device, in `dtype` if given; contiguous."""
+    """Requires a tensor of this shape on `like`'s device, in `dtype` if given; aligned."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if dtype is not None and value.dtype != dtype:
@@ -79,13 +81,23 @@ def check_companion(
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
     if value.device != like.device:
         raise ValueError(f"{name} must be on {like.device}, got {value.device}")
-    return value.contiguous()
+    return aligned(value)
 
 
 def result(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, written: bool) -> Tensor:
     """What a kernel will have written whole; zeros, which take a launch, only if none runs."""
     make = like.new_empty if written else like.new_zeros
     return make(shape, dtype=dtype)
+
+
+def cdiv(numerator: int, denominator: int) -> int:
+    """Rounded up; Triton's own takes as long on the host as a quarter of a launch."""
+    return -(-numerator // denominator)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two that is not below a number >= 1."""
+    return 1 << (number - 1).bit_length()
 
 
 def alignment(length: int, dtype: torch.dtype) -> int:
@@ -101,7 +113,7 @@ def padded_length(length: int, dtype: torch.dtype) -> int:
     if alignment(length, dtype) * dtype.itemsize >= 8:
         return length
     entries = 16 // dtype.itemsize
-    return triton.cdiv(length, entries) * entries
+    return cdiv(length, entries) * entries
 
 
 def padded(value: Tensor, *shape: int) -> Tensor:

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from lipvae.kernels._common import dot, multiple
 from lipvae.kernels._newton import soft_threshold, split_threshold
-from lipvae.kernels._tuning import Tile
+from lipvae.kernels._tuning import FROM_SHARED, Tile
 from lipvae.kernels.group_sort import join_groups, sort_lanes, split_groups
 
 # Tiles that compile without spilling for every kernel below; `python -m lipvae.kernels.aot` checks.
@@ -34,7 +34,8 @@ _TILES = {
         Tile(16, 64, 16, 4, 3),
     ),
 }
-_LARGE = Tile(256, 128, 64, 8, 3)  # fits the registers on Hopper only, and only unswapped
+# Fits the registers on Hopper only, only unswapped, and only where there is little to sort.
+_LARGE = Tile(256, 128, 64, 8, 3)
 
 
 def tiles(
@@ -49,7 +50,7 @@ def tiles(
         orders = [True]
     elif not projecting:
         orders = [False]
-    elif family == "hopper":
+    elif family in FROM_SHARED:
         orders = [True, False]
     else:
         orders = [family == "cdna" and product == "grad_x"]
@@ -58,7 +59,7 @@ def tiles(
         for tile in _TILES[kind]
         for swapped in orders
     ]
-    if kind == "half" and family == "hopper":
+    if kind == "half" and family == "hopper" and group <= 2:
         found.append(_LARGE)
     if product == "grad_weight":  # whose rows are outputs: never as few as one image's are
         found = [tile for tile in found if tile.rows >= 32]

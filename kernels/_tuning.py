@@ -12,7 +12,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ import triton
 from lipvae._backend import tf32_allowed
 
 _TIMED = 4
+
+# Families of GPUs that multiply float32 as TF32, and those whose matrix units read both operands
+# from shared memory.
+TF32 = ("ampere", "hopper", "blackwell")
+FROM_SHARED = ("hopper", "blackwell")
 
 # Instructions that the projection of an entry of a tile takes in the loop of a product, by the
 # machine code for an H100: `python -m lipvae.kernels.loops`.
@@ -75,17 +80,33 @@ class Machine:
     memory_rate: float = 3e12
 
 
+# An A100's, by its data sheet; what it reads from the cache is taken to be the H100's.
+AMPERE = Machine(
+    family="ampere",
+    processors=108,
+    shared_limit=166912,
+    half_rate=2.9e12,
+    tf32_rate=1.45e12,
+    float32_rate=0.18e12,
+    issue_rate=1.8e11,
+    memory_rate=1.6e12,
+)
+
+
 @functools.cache
 def machine(index: int | None) -> Machine:
     """The device's family and size; the H100's where there is no device (index None)."""
     if index is None:
         return Machine()
     found = torch.cuda.get_device_properties(index)
-    family = "hopper" if found.major >= 9 else "ampere" if found.major == 8 else "turing"
+    # Blackwell's workstation cards multiply as Ampere does.
+    families = {8: "ampere", 9: "hopper", 10: "blackwell", 11: "blackwell", 12: "ampere"}
+    family = families.get(found.major, "turing" if found.major < 8 else "blackwell")
     if torch.version.hip is not None:
         family = "cdna"
     limit = getattr(found, "shared_memory_per_block_optin", 0) or 65536
-    return Machine(family, found.multi_processor_count, limit)
+    rates = AMPERE if family == "ampere" else Machine()
+    return replace(rates, family=family, processors=found.multi_processor_count, shared_limit=limit)
 
 
 def _itemsize(kind: str) -> int:
@@ -158,6 +179,11 @@ def autotuning() -> bool:
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
+def measuring() -> bool:
+    """Whether a tile may be one that was timed, inside a capture too: a launch then needs a key."""
+    return bool(_measured) or autotuning()
+
+
 def pick(key: Hashable, candidates: Sequence[Tile], launch: Callable[[Tile], object]) -> Tile:
     """The first candidate, or with autotuning the fastest of the first four for this key.
 
@@ -178,4 +204,4 @@ def product_kind(dtype: torch.dtype, family: str) -> str:
     """'half', or how float32 is multiplied: 'tf32' where torch may and the GPU can, else 'ieee'."""
     if dtype != torch.float32:
         return "half"
-    return "tf32" if family in ("ampere", "hopper") and tf32_allowed() else "ieee"
+    return "tf32" if family in TF32 and tf32_allowed() else "ieee"

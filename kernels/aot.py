@@ -38,6 +38,12 @@ TARGETS = {
 # Shared memory of one program, bytes.
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "gfx942": 65536}
 BASELINE = Path(__file__).with_name("aot_baseline.json")
+# Bytes that may spill: so few that a smaller tile would cost more.
+ACCEPTED = {
+    "lipschitz_linear forward, half 256x128x64, 8 warps, g=2, no bias, recording": 32,
+    "lipschitz_linear forward, ieee 128x64x16, 8 warps, swapped, projecting, ragged by 2, g=8, "
+    "recording": 8,
+}
 # Register allocation moves by a few between ptxas builds; more than this is a regression.
 REGISTER_SLACK = 8
 
@@ -190,7 +196,8 @@ def complaints(
             if isinstance(figures, str):
                 found.append(f"{where} does not compile: {figures}")
                 continue
-            if figures.spills and (comparable or baseline is None):
+            accepted = ACCEPTED.get(name, 0)
+            if figures.spills > accepted and (comparable or baseline is None):
                 found.append(f"{where} spills {figures.spills}")
             if figures.shared > SHARED_LIMIT[target]:
                 found.append(f"{where} needs {figures.shared} bytes of shared memory")

@@ -15,7 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipvae.kernels._common import OPTIONS, check_companion, check_operand, on_device
+from lipvae.kernels._common import (
+    OPTIONS,
+    cdiv,
+    check_companion,
+    check_operand,
+    next_power_of_2,
+    on_device,
+)
 
 # A comparator (i, j) swaps iff x_i > x_j. The order fixes the meaning of the recorded bits.
 NETWORKS: dict[int, tuple[tuple[int, int], ...]] = {
@@ -234,8 +241,8 @@ def code_shape(outer: int, n: int, inner: int, group_size: int) -> tuple[int, in
 def tile_config(outer: int, pairs: int, group_size: int) -> dict[str, int]:
     """Tile of about 2048 elements: as many pairs of one row as it has, then rows."""
     budget = 2048 // group_size
-    width = min(budget, max(8, triton.next_power_of_2(pairs)))
-    rows = min(budget // width, triton.next_power_of_2(outer))
+    width = min(budget, max(8, next_power_of_2(pairs)))
+    rows = min(budget // width, next_power_of_2(outer))
     return {"ROWS": rows, "PAIRS": width, "num_warps": 4}
 
 
@@ -264,7 +271,7 @@ def _arguments(
         # Rows of whole bytes are one long row, whose loads need no division and no ragged ends.
         outer, n = 1, outer * n
     tile = tile_config(outer, n // group_size * inner, group_size)
-    tiles = triton.cdiv(n // group_size * inner, tile["PAIRS"])
+    tiles = cdiv(n // group_size * inner, tile["PAIRS"])
     arguments = {
         "outer": outer,
         "n": n,
@@ -275,7 +282,7 @@ def _arguments(
         **tile,
         **OPTIONS,
     }
-    return (tiles * triton.cdiv(outer, tile["ROWS"]),), arguments
+    return (tiles * cdiv(outer, tile["ROWS"]),), arguments
 
 
 def group_sort_forward(

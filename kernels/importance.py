@@ -15,7 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipvae.kernels._common import OPTIONS, check_companion, on_device, result
+from lipvae.kernels._common import (
+    OPTIONS,
+    cdiv,
+    check_companion,
+    next_power_of_2,
+    on_device,
+    result,
+)
 from lipvae.kernels._densities import check_likelihood, log_density, log_density_slope
 
 # Pixels of one tile of the categorical kernels, which hold all 256 logits of each.
@@ -153,7 +160,7 @@ def tile_config(pixels: int) -> dict[str, int]:
     Wider tiles have more columns beyond the image, and fewer rows over which to spread what a
     program does once (docs/performance.md).
     """
-    width = min(64, max(16, triton.next_power_of_2(pixels)))
+    width = min(64, max(16, next_power_of_2(pixels)))
     return {"ROWS": 1024 // width, "PIXELS": width, "num_warps": 2}
 
 
@@ -171,7 +178,7 @@ def _launch(kernels: tuple[Any, Any], tensors: tuple[Tensor, ...], sizes: Any, f
             categorical[(k * b,)](*tensors, b, d, **categorical_config(), **OPTIONS)
         else:
             tile = tile_config(d)
-            grid = (triton.cdiv(k * b, tile["ROWS"]),)
+            grid = (cdiv(k * b, tile["ROWS"]),)
             count = 2 if family in ("gaussian", "discretized_logistic") else 1
             elementwise[grid](*tensors, k, b, d, FAMILY=family, COUNT=count, **tile, **OPTIONS)
 

@@ -24,6 +24,7 @@ from lipvae.kernels import _tuning
 from lipvae.kernels._common import (
     OPTIONS,
     alignment,
+    cdiv,
     check_companion,
     check_operand,
     dot,
@@ -211,7 +212,7 @@ def tile_for(kind: str, count: int, device: Machine) -> Tile:
     tile = TILES[kind, count]
     if device.family == "cdna":
         tile = replace(tile, num_stages=2)
-    spare = 0 if device.family == "hopper" else 1  # a stage that lies in registers
+    spare = 0 if device.family in _tuning.FROM_SHARED else 1  # a stage that lies in registers
     itemsize = 2 if kind == "half" else 4
     while tile.num_stages > 1:
         buffers = replace(tile, num_stages=tile.num_stages - spare)
@@ -279,9 +280,9 @@ def importance_linear_forward(
         kernel, pixels = linear_log_likelihood, tile.cols
         arguments |= {"FAMILY": family, "COUNT": count, "PARTS": parts_for(kind, count, device)}
         arguments["ALIGN_PIXELS"] = alignment(d, target.dtype)
-    partial = hidden.new_empty(triton.cdiv(d, pixels), rows, dtype=torch.float32)
+    partial = hidden.new_empty(cdiv(d, pixels), rows, dtype=torch.float32)
     with on_device(hidden):
-        kernel[(triton.cdiv(rows, tile.rows) * partial.shape[0],)](
+        kernel[(cdiv(rows, tile.rows) * partial.shape[0],)](
             hidden,
             weight,
             hidden if bias is None else bias,
@@ -298,7 +299,7 @@ def importance_linear_forward(
             **OPTIONS,
         )
         out = hidden.new_empty(k, b, dtype=torch.float32)
-        sum_tiles[(triton.cdiv(rows, SUMMED_ROWS),)](
+        sum_tiles[(cdiv(rows, SUMMED_ROWS),)](
             partial, out, rows, partial.shape[0], ROWS=SUMMED_ROWS, num_warps=4, **OPTIONS
         )
     return out

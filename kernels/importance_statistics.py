@@ -12,7 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipvae.kernels._common import OPTIONS, check_companion, check_operand, on_device
+from lipvae.kernels._common import (
+    OPTIONS,
+    cdiv,
+    check_companion,
+    check_operand,
+    next_power_of_2,
+    on_device,
+)
 
 # Samples of a chunk, and images of a program.
 CHUNK = 128
@@ -114,7 +121,7 @@ def add_samples(
 def tile_config(samples: int) -> dict[str, int]:
     """Tile of all samples of a chunk by some images."""
     return {
-        "SAMPLES": max(16, triton.next_power_of_2(samples)),
+        "SAMPLES": max(16, next_power_of_2(samples)),
         "IMAGES": IMAGES,
         "num_warps": 4,
     }
@@ -145,7 +152,7 @@ def importance_statistics(
         for start in range(0, k, CHUNK):
             part = slice(start, start + CHUNK)
             count = min(CHUNK, k - start)
-            add_samples[(triton.cdiv(b, IMAGES),)](
+            add_samples[(cdiv(b, IMAGES),)](
                 log_likelihood[part],
                 log_ratio[part],
                 state,

@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lipvae.kernels._common import DTYPES, OPTIONS, check_companion, check_doubles, on_device
+from lipvae.kernels._common import (
+    DTYPES,
+    OPTIONS,
+    cdiv,
+    check_companion,
+    check_doubles,
+    next_power_of_2,
+    on_device,
+)
 
 _WIDEST = 256
 
@@ -52,7 +60,7 @@ def draw_normal(
 
 def tile_config(dim: int) -> dict[str, int]:
     """Tile of at most 1024 numbers."""
-    width = min(_WIDEST, max(16, triton.next_power_of_2(dim)))
+    width = min(_WIDEST, max(16, next_power_of_2(dim)))
     return {"SAMPLES": min(16, 1024 // width), "DIMS": width, "num_warps": 4}
 
 
@@ -81,7 +89,7 @@ def normal_samples(
     log_ratio = loc.new_empty(k, b)
     if k * b:
         tile = tile_config(m)
-        grid = (b * triton.cdiv(k, tile["SAMPLES"]),)
+        grid = (b * cdiv(k, tile["SAMPLES"]),)
         with on_device(loc):
             draw_normal[grid](
                 loc, log_variance, noise, z, log_ratio, k, b, m, **tile, **OPTIONS

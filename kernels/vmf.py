@@ -16,9 +16,11 @@ from torch import Tensor
 
 from lipvae.kernels._common import (
     OPTIONS,
+    cdiv,
     check_companion,
     check_doubles,
     check_operand,
+    next_power_of_2,
     on_device,
 )
 from lipvae.kernels._vmf_draws import (
@@ -219,7 +221,7 @@ def angle_rows(
 
 def tangent_config(dim: int) -> dict[str, int]:
     """Tile and warps of `place_rows`: 8 numbers a thread, up to 16 warps."""
-    columns = max(4, triton.next_power_of_2(dim - 1))
+    columns = max(4, next_power_of_2(dim - 1))
     samples = max(1, 1024 // columns)
     warps = min(16, max(4, columns // 256))
     return {"SAMPLES": samples, "COLUMNS": columns, "num_warps": warps}
@@ -255,7 +257,7 @@ def vmf_forward(
     if not total:
         return x, t
     span = (start, total, rows)
-    blocks = (triton.cdiv(total, BLOCK),)
+    blocks = (cdiv(total, BLOCK),)
     common = {"SHARED": shared, "WIDE": wide, **OPTIONS}
     with on_device(loc):
         if dim <= 3:
@@ -275,7 +277,7 @@ def vmf_forward(
                 **OPTIONS,
             )
             config = tangent_config(dim)
-            place_rows[(triton.cdiv(total, config["SAMPLES"]),)](
+            place_rows[(cdiv(total, config["SAMPLES"]),)](
                 loc, seed, t, x, *span, dim, **config, **common
             )
     return x, t
@@ -309,7 +311,7 @@ def vmf_angle(t: Tensor, concentration: Tensor, complement: Tensor, dim: int) ->
     out = torch.empty_like(t)
     if t.numel():
         with on_device(t):
-            angle_rows[(triton.cdiv(t.numel(), BLOCK),)](
+            angle_rows[(cdiv(t.numel(), BLOCK),)](
                 t,
                 concentration,
                 complement,

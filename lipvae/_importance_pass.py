@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from lipvae import _packed_decoder, ops
+from lipvae._alignment import aligned
 from lipvae._packed_model import PackedModel
 from lipvae._walk import first_parameter
 from lipvae._workers import for_each
 from lipvae.models import VAE, HypersphericalVAE
 from lipvae.models.posterior import Streams
 from lipvae.noise import sobol_normal, standard_normal
-from lipvae.refinement import LogLikelihood, antithetic_noise, refined
+from lipvae.refinement import LogLikelihood, refined
 from lipvae.scores import Score
 from lipvae.statistics import (
     STATISTICS,
@@ -123,7 +124,7 @@ class ImportancePass:
         packed: the model's weights.
         refine: steps by which each input's mean moves before the samples are drawn,
             :mod:`lipvae.refinement`.
-        seed: of the samples of those steps.
+        steps_noise: of the samples of those steps, on the model's device; None without any.
         decoder_dtype: what the decoder's products take; None for the model's.
     """
 
@@ -133,14 +134,14 @@ class ImportancePass:
         noise: Noise,
         packed: PackedModel,
         refine: int = 0,
-        seed: int = 0,
+        steps_noise: Tensor | None = None,
         decoder_dtype: torch.dtype | None = None,
     ) -> None:
         self._model = model
         self._noise = noise
         self._packed = packed
         self._refine = refine
-        self._steps_noise = antithetic_noise(seed, model.latent_dim) if refine else None
+        self._steps_noise = steps_noise
         self._head = model.decoder_head()
         self._dtype = first_parameter(model).dtype
         self._decoder_dtype = decoder_dtype
@@ -169,9 +170,8 @@ class ImportancePass:
                 posterior = None if encoded is None else encoded[columns]
                 width = GROUP if alone else size
                 statistics = self._block(x[columns], width, alone, posterior, decoder)
-                for name, row in zip(STATISTICS, table, strict=True):
-                    found = getattr(statistics, name)
-                    row[columns] = found[: min(size, len(x) - columns.start)]
+                found = torch.stack([getattr(statistics, name) for name in STATISTICS])
+                table[:, columns] = found[:, : min(size, len(x) - columns.start)]
 
         _each(-(-len(x) // size), work, alone)
         rows = dict(zip(STATISTICS, table, strict=True))
@@ -232,13 +232,12 @@ class ImportancePass:
         """q(z | x) of each part, refined; `encoded` is that of all of them, if there is one."""
         if encoded is None:
             found = [self._model._encode(part) for part in parts]
-        elif self._refine:
+        elif self._steps_noise is not None:
             found = [encoded[i] for i in range(len(parts))]
         else:
             return [encoded]
         if self._steps_noise is None:
             return found
-        self._steps_noise = self._steps_noise.to(parts[0].device)
         search: LogLikelihood | None = None
         if decoder is not None:
             search = decoder.log_likelihood
@@ -316,7 +315,7 @@ def _block_size(images: int) -> int:
 def _parts(x: Tensor, size: int, alone: bool) -> list[Tensor]:
     """What goes through the model at once: one image, or all of a padded block."""
     # Copies: rows of a batch differ in their alignment, these don't.
-    return [x[i : i + 1].clone() for i in range(len(x))] if alone else [_padded(x, size)]
+    return [x[i : i + 1].clone() for i in range(len(x))] if alone else [aligned(_padded(x, size))]
 
 
 def _each(count: int, work: Callable[[int], None], pooled: bool) -> None:

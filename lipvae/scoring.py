@@ -21,6 +21,7 @@ from lipvae.batches import Images, as_input, checked, generator
 from lipvae.calibration import Calibration, fingerprint
 from lipvae.models import VAE, BayesianVAE, Ensemble
 from lipvae.ops._common import without_autocast
+from lipvae.refinement import antithetic_noise
 from lipvae.scores import Evidence
 from lipvae.statistics import ImportanceStatistics
 
@@ -197,6 +198,7 @@ class Scorer:
                 )
         self.decoder_dtype = check_decoder_dtype(decoder_dtype, members)
         self._noise: dict[tuple[str, int], Noise] = {}
+        self._steps_noise: dict[tuple[int, torch.device], Tensor] = {}
         self._drawn: tuple[PackedModel, Ensemble] | None = None
         self._packed: dict[VAE, PackedModel] = {}
         self._calibration: Calibration | None = None
@@ -405,9 +407,18 @@ class Scorer:
             self._noise[key],
             self._packed[model],
             self.refine,
-            self.seed,
+            self._noise_of_steps(model) if self.refine else None,
             self.decoder_dtype,
         )
+
+    def _noise_of_steps(self, model: VAE) -> Tensor:
+        """Kept, for a GPU would wait for it in every call."""
+        key = model.latent_dim, first_parameter(model).device
+        if key not in self._steps_noise:
+            with torch.inference_mode(False):
+                noise = antithetic_noise(self.seed, model.latent_dim)
+                self._steps_noise[key] = noise.to(key[1])
+        return self._steps_noise[key]
 
     def _weights(self, model: VAE) -> PackedModel:
         """The model's weights, of an earlier call if they are the same still."""

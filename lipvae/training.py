@@ -304,14 +304,15 @@ def _advice(run: _Run, epoch: int) -> str:
 @torch.no_grad()
 def _evaluate(run: _Run, images: Tensor) -> float:
     """Mean ELBO with the same noise in every epoch."""
-    model, total = run.model, 0.0
+    model = run.model
     model.eval()
+    total = torch.zeros((), device=images.device, dtype=torch.float64)
     noise = generator(run.settings.seed, 3)
     with frozen(model):
         for index in batches.slices(len(images), EVALUATION_BATCH):
             x = batches.as_input(images[index], next(model.parameters()))
-            total += float(model.elbo(x, run.settings.num_samples, noise).double().sum())
-    return total / len(images)
+            total += model.elbo(x, run.settings.num_samples, noise).double().sum()
+    return float(total) / len(images)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:

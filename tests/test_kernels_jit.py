@@ -26,6 +26,7 @@ if torch.cuda.is_available():
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
+from lipvae._alignment import aligned
 from lipvae.kernels import (
     _tuning,
     aot,
@@ -72,7 +73,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[A
     for name, module in list(sys.modules.items()):
         for check in ("check_operand", "check_doubles"):
             if name.startswith("lipvae.kernels.") and hasattr(module, check):
-                monkeypatch.setattr(module, check, lambda _name, value, dim=None: value)
+                monkeypatch.setattr(module, check, lambda _name, value, dim=None: aligned(value))
     driver.set_active(_Driver())
     yield kernels
     driver.set_active(None)  # the next to ask looks for one
@@ -204,20 +205,25 @@ def reductions(kernel: Any) -> list[str]:
     return [re.sub(r"#\w+", lambda m: layouts.get(m[0], m[0]), operand) for operand in operands]
 
 
+def images_of_a_batch(images: int, pixels: int) -> torch.Tensor:
+    """From its first or its second on, which need not lie on 16 bytes."""
+    return rand(images + 1, pixels)[images % 2 :][:images]
+
+
 def log_likelihoods(images: int, pixels: int, family: str) -> None:
     count = FAMILIES[family]
     importance_linear.importance_linear_forward(
         rand(16, images, 200, dtype=torch.bfloat16),
         rand(count * pixels, 200, dtype=torch.bfloat16),
         None,
-        rand(images, pixels),
+        images_of_a_batch(images, pixels),
         family,
     )
 
 
 def marginal(images: int, pixels: int, family: str) -> None:
     parameters = rand(16, images, FAMILIES[family] * pixels)
-    importance.importance_forward(parameters, rand(images, pixels), family)
+    importance.importance_forward(parameters, images_of_a_batch(images, pixels), family)
 
 
 SUMS: dict[str, tuple[int, Callable[[int], None]]] = {
@@ -232,7 +238,12 @@ SUMS: dict[str, tuple[int, Callable[[int], None]]] = {
             ("importance", marginal, 1),
             ("importance_linear", log_likelihoods, 2),
         )
-        for family, pixels in (("bernoulli", 41), ("bernoulli", 784), ("categorical256", 41))
+        for family, pixels in (
+            ("bernoulli", 41),
+            ("bernoulli", 90),
+            ("bernoulli", 784),
+            ("categorical256", 41),
+        )
     },
 }
 
