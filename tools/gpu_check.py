@@ -91,6 +91,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "out", help="folder (default: out)")
     parser.add_argument("--quick", action="store_true", help="few shapes")
+    parser.add_argument(
+        "--offline", action="store_true", help="build with the packages that are installed"
+    )
     parser.add_argument("--op", action="append", help="the bench of this op only (repeatable)")
     parser.add_argument(
         "--only", choices=STEPS, action="append", help="this step only (repeatable; default: all)"
@@ -105,6 +108,7 @@ def main() -> int:
     bench += ["--quick"] if options.quick else []
     bench += [word for op in options.op or () for word in ("--op", op)]
     pip = [sys.executable, "-m", "pip", "install", "-q", "-e", f"{ROOT}[test]"]
+    pip += ["--no-build-isolation", "--no-deps"] if options.offline else []
     # The sanitizer repeats the tests, so it comes last.
     run = {
         "build": lambda: command("build", pip),
