@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -191,3 +192,24 @@ class TestTiles:
             found = tile_for(kind, count, tight)
             assert (found.rows, found.cols, found.inner) == (tile.rows, tile.cols, tile.inner)
             assert found.num_stages == 1 or found.shared_bytes(2 if kind == "half" else 4) <= 65536
+
+
+@pytest.mark.parametrize(
+    ("major", "family"),
+    [(7, "turing"), (8, "ampere"), (9, "hopper"), (10, "blackwell"), (12, "ampere")],
+)
+def test_what_the_cost_model_takes_a_gpu_for(
+    major: int, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = types.SimpleNamespace(
+        major=major, multi_processor_count=84, shared_memory_per_block_optin=101376
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    device = _tuning.machine.__wrapped__(0)
+    assert (device.family, device.processors, device.shared_limit) == (family, 84, 101376)
+    assert device.half_rate == (2.9e12 if family == "ampere" else 7.5e12)
+    # Tiles of a product for it exist and fit.
+    for group in (1, 2, 4, 8):
+        choice = tiles("forward", "half", family, group)
+        assert _tuning.ranked(choice, (4096, 4096, 4096), "half", device)
+        assert all(tile.rows < 256 for tile in choice) == (family != "hopper" or group > 2)
