@@ -25,7 +25,7 @@ Role = Literal["ours", "peer", "limit"]
 
 # Below this a call is repeated inside one sample: the clock and the loop cost about 0.1 us.
 SAMPLE_SECONDS = 5e-4
-# A GPU idles until Python has reached the first launch, some 30 us.
+# A GPU idles until Python has reached the first launch.
 GPU_SAMPLE_SECONDS = 5e-3
 # A provider slower than this does not gain from an untimed call that brings its data back to cache.
 REHEAT_SECONDS = 5e-3
@@ -284,10 +284,9 @@ def run_case(case: Case, budget: Budget, device: str) -> list[dict[str, Any]]:
     cuda = device == "cuda"
     if cuda:
         providers = _with_graphs(providers, case.skipped)
-    timings = (
-        measure(providers, budget, CudaTimer(), sample_seconds=GPU_SAMPLE_SECONDS)
-        if cuda
-        else measure(providers, budget, CpuTimer())
+    sample_seconds = GPU_SAMPLE_SECONDS if cuda else SAMPLE_SECONDS
+    timings = measure(
+        providers, budget, CudaTimer() if cuda else CpuTimer(), sample_seconds=sample_seconds
     )
     limits = [p.name for p in providers if p.role == "limit"]
     ours = [p.name for p in providers if p.role == "ours"]

@@ -163,7 +163,9 @@ def _lipschitz_linear(family: str) -> Iterator[Variant]:
                             fixed |= {"BIAS": True, "ALIGN_ROWS": alignment}
                         else:
                             fixed |= {"PROJECT": projecting, "ALIGN_INNER": alignment}
-                        for epilogue, says in _epilogues(product, tile, even):
+                        for group, epilogue, says in _epilogues(product, even):
+                            if tile not in tiles(product, kind, family, group, projecting):
+                                continue
                             yield _variant(
                                 f"lipschitz_linear {product}, {_describe(tile, kind)}{label}{says}",
                                 KERNELS[product],
@@ -181,19 +183,17 @@ def _layouts(kind: str) -> tuple[tuple[int, bool], ...]:
     return (entries, True), (entries, False), (entries // 2, False)
 
 
-def _epilogues(product: str, tile: Tile, even: bool) -> Iterator[tuple[dict[str, Any], str]]:
-    """What is done with a finished tile of the layer: constants and a label."""
+def _epilogues(product: str, even: bool) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """What is done with a finished tile of the layer: group size, constants and a label."""
     if product != "forward":
-        yield {}, ""
+        yield 1, {}, ""
         return
     every = ((1, True, False), (2, True, True), (2, True, False), (2, False, True), (4, True, True))
     for group, bias, record in every if even else ((1, True, False), (8, True, True)):
-        if tile.cols % (8 * group) or (tile.rows == 256 and group > 2):
-            continue
         constants = {"GROUP": group, "NETWORK": group_sort.NETWORKS.get(group, ())}
         constants |= {"BIAS": bias, "RECORD": record}
         says = ", no bias" * (not bias) + ", recording" * record
-        yield constants, f", g={group}{says}"
+        yield group, constants, f", g={group}{says}"
 
 
 def _raggedness(alignment: int, even: bool) -> str:

@@ -91,7 +91,7 @@ def result(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, written: bo
 
 
 def cdiv(numerator: int, denominator: int) -> int:
-    """Rounded up; Triton's own takes as long on the host as a quarter of a launch."""
+    """Rounded up; Triton's own, called by the host, takes microseconds."""
     return -(-numerator // denominator)
 
 
@@ -108,7 +108,7 @@ def alignment(length: int, dtype: torch.dtype) -> int:
 def padded_length(length: int, dtype: torch.dtype) -> int:
     """The length of rows that a matrix product takes: multiples of 8 bytes, else whole 16 bytes.
 
-    Of other rows it would copy an entry at a time, through registers that its tiles have not left.
+    Others are copied asynchronously in pieces of 4 bytes, with which some tiles spill, or not so.
     """
     if alignment(length, dtype) * dtype.itemsize >= 8:
         return length

@@ -22,8 +22,8 @@ from lipvae._backend import tf32_allowed
 
 _TIMED = 4
 
-# Families of GPUs that multiply float32 as TF32, and those whose matrix units read both operands
-# from shared memory.
+# Families of GPUs that multiply float32 as TF32, and those whose matrix units can read both
+# operands from shared memory.
 TF32 = ("ampere", "hopper", "blackwell")
 FROM_SHARED = ("hopper", "blackwell")
 
@@ -100,7 +100,7 @@ def machine(index: int | None) -> Machine:
         return Machine()
     found = torch.cuda.get_device_properties(index)
     # Blackwell's workstation cards multiply as Ampere does.
-    families = {8: "ampere", 9: "hopper", 10: "blackwell", 11: "blackwell", 12: "ampere"}
+    families = {8: "ampere", 9: "hopper", 12: "ampere"}
     family = families.get(found.major, "turing" if found.major < 8 else "blackwell")
     if torch.version.hip is not None:
         family = "cdna"

@@ -38,11 +38,19 @@ TARGETS = {
 # Shared memory of one program, bytes.
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "gfx942": 65536}
 BASELINE = Path(__file__).with_name("aot_baseline.json")
-# Bytes that may spill: so few that a smaller tile would cost more.
+# What may spill, by kernel and target: bytes, and of gfx942 scalars, into lanes of vectors.
 ACCEPTED = {
-    "lipschitz_linear forward, half 256x128x64, 8 warps, g=2, no bias, recording": 32,
-    "lipschitz_linear forward, ieee 128x64x16, 8 warps, swapped, projecting, ragged by 2, g=8, "
-    "recording": 8,
+    ("lipschitz_linear forward, half 256x128x64, 8 warps, g=2, no bias, recording", "sm_90"): 24,
+    (
+        "lipschitz_linear forward, ieee 128x64x16, 8 warps, swapped, projecting, ragged by 2, "
+        "g=8, recording",
+        "sm_90",
+    ): 8,
+    **{
+        (f"importance {which}, discretized_logistic, {dtype}, any size", "gfx942"): spills
+        for which, spills in (("forward", 4), ("backward", 2))
+        for dtype in ("fp32", "bf16")
+    },
 }
 # Register allocation moves by a few between ptxas builds; more than this is a regression.
 REGISTER_SLACK = 8
@@ -87,9 +95,9 @@ def _hip_figures(assembly: str, shared: int) -> Figures:
             raise RuntimeError(f"the assembly has no {name}")
         return int(found[1])
 
-    # Scratch memory holds what spills. Scalars beyond their registers move into lanes of vector
-    # registers, which the count of those has.
-    spills = field("vgpr_spill_count") + field("private_segment_fixed_size")
+    # Scratch memory holds what spills; scalar registers spill into vector registers.
+    spills = field("vgpr_spill_count") + field("sgpr_spill_count")
+    spills += field("private_segment_fixed_size")
     return Figures(field("vgpr_count"), spills, shared)
 
 
@@ -196,7 +204,7 @@ def complaints(
             if isinstance(figures, str):
                 found.append(f"{where} does not compile: {figures}")
                 continue
-            accepted = ACCEPTED.get(name, 0)
+            accepted = ACCEPTED.get((name, target), 0)
             if figures.spills > accepted and (comparable or baseline is None):
                 found.append(f"{where} spills {figures.spills}")
             if figures.shared > SHARED_LIMIT[target]:

@@ -227,7 +227,8 @@ def parts_for(kind: str, count: int, device: Machine) -> int:
 
     In four they take so few registers that two programs fit a multiprocessor of Hopper's, and one
     multiplies while the other computes densities. On Ampere the operands of a matrix product lie in
-    registers too, and the four parts of two products spill; so do those of float32 on Hopper.
+    registers too: with two products two programs do not fit either way. Of float32 without TF32
+    four parts spill for a family.
     """
     if kind == "ieee":
         return 1

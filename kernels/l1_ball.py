@@ -5,8 +5,6 @@ A row's threshold comes from Newton's iteration (``_newton.py``), in registers f
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from lipvae.kernels._common import (
     OPTIONS,
+    alignment,
     check_companion,
     check_operand,
     check_radius,
@@ -222,7 +221,7 @@ def row_alignment(cols: int) -> int:
 
     Wide rows then have wide loads. A narrow one takes fewer instructions entry by entry.
     """
-    return math.gcd(cols, 8) if cols % 16 and cols >= WIDE_COLS else 1
+    return alignment(cols, torch.float16) if cols % 16 and cols >= WIDE_COLS else 1
 
 
 def _run(
